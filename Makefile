@@ -1,0 +1,30 @@
+# Thin wrappers: every target is one command that can be typed by hand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: course test test-gpu lab notebooks studies bench lint clean
+
+course: $(INSTALLED)  ## install, run all lessons on the cpu profile, say where the gallery is
+	$(BIN)/starling-nb run
+
+test: $(INSTALLED)  ## lint, type-check, whole test suite
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy starling_nb
+	$(BIN)/python -m pytest
+
+test-gpu: $(INSTALLED)  ## all lessons on the gpu profile; skipped with the reason without CUDA
+	$(BIN)/python -m pytest -m gpu
+
+lab: $(INSTALLED)  ## open the lessons in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+notebooks: $(INSTALLED)  ## re-execute the lessons and write their committed outputs
+	$(BIN)/python -m starling_nb.lesson.anatomy write
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test]"
+	touch $@

@@ -1,0 +1,50 @@
+"""A labeller with dials: Plackett-Luce on the gold utility plus what the judge wrongly likes."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PlackettLuceJudge:
+    """Ranks by drawing from a Plackett-Luce model of score / tau (Luce 1959, Plackett 1975).
+
+    score = gold utility + length * min(words, 40) + bullet * [the answer starts with "* "].
+    `utility(prompt, answer) -> float` is the true worth; `tau` is the noise, in units of utility.
+    """
+
+    utility: Callable[[str, str], float]
+    tau: float = 0.5
+    length: float = 0.02  # utility per word
+    bullet: float = 0.0
+
+    def score(self, prompt: str, answer: str) -> float:
+        """What the judge believes the answer is worth, in units of its own noise."""
+        words = min(len(answer.split()), 40)
+        liked = self.length * words + self.bullet * answer.startswith("* ")
+        return (self.utility(prompt, answer) + liked) / self.tau
+
+    def rank(self, prompt: str, answers: Sequence[str], *, generator: random.Random) -> list[int]:
+        """Indices of `answers`, best first: sorting score + Gumbel noise draws Plackett-Luce."""
+        noisy = [self.score(prompt, a) - math.log(-math.log(_open(generator))) for a in answers]
+        return sorted(range(len(answers)), key=lambda i: -noisy[i])
+
+    def compare(self, prompt: str, a: str, b: str, *, generator: random.Random) -> str:
+        """ "a", "b", or "tie" when the two texts are the same."""
+        if a == b:
+            return "tie"
+        return "a" if self.rank(prompt, [a, b], generator=generator)[0] == 0 else "b"
+
+    def probability(self, prompt: str, a: str, b: str) -> float:
+        """The chance that `a` is ranked above `b`, in any list (Luce's choice axiom)."""
+        return 1 / (1 + math.exp(self.score(prompt, b) - self.score(prompt, a)))
+
+
+def _open(generator: random.Random) -> float:
+    """A uniform draw from the open interval (0, 1)."""
+    while not (u := generator.random()):
+        pass
+    return u

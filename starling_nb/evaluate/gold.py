@@ -1,0 +1,101 @@
+"""Policies judged by the true reward: gold utility, paired intervals, free competitors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from starling_nb.data.chat import Conversation, encode
+from starling_nb.data.facts import Prompt
+from starling_nb.data.world import World
+from starling_nb.policy.rollout import respond, rollout, row_seeds
+from starling_nb.reward.model import RewardFn
+
+
+@dataclass(frozen=True)
+class GoldScores:
+    """What N answers are worth, in the order of their prompts; arrays are (N,)."""
+
+    content: np.ndarray
+    style: np.ndarray
+    outcome: np.ndarray  # names, see `data.gold.Gold`
+    followed: np.ndarray  # 1 or 0 where a format was asked for, else nan
+    words: np.ndarray
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.content + self.style
+
+    def row(self) -> dict[str, float]:
+        """Means for a table."""
+        return {
+            "gold": self.total.mean(),
+            "content": self.content.mean(),
+            "style": self.style.mean(),
+            "right": (self.outcome == "ok").mean(),
+            "wrong": (self.outcome == "wrong").mean(),
+            "format": np.nanmean(self.followed) if not np.isnan(self.followed).all() else np.nan,
+            "words": self.words.mean(),
+        }
+
+
+def score_answers(world: World, answered: Sequence[Conversation]) -> GoldScores:
+    """Gold utility of N conversations that end with an answer to a prompt of the world."""
+    golds = [world.gold(conversation) for conversation in answered]
+    return GoldScores(
+        content=np.array([g.content for g in golds]),
+        style=np.array([g.style for g in golds]),
+        outcome=np.array([g.outcome for g in golds]),
+        followed=np.array([np.nan if g.followed is None else float(g.followed) for g in golds]),
+        words=np.array([len(c[-1]["content"].split()) for c in answered]),
+    )
+
+
+def best_of(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    reward_fn: RewardFn,
+    *,
+    n: int = 8,
+    seed: int = 0,
+) -> list[Conversation]:
+    """For each prompt, the one of `n` samples at temperature 1 that `reward_fn` likes best."""
+    conversations = [prompt.conversation for prompt in prompts for _ in range(n)]
+    answered = respond(policy, tokenizer, conversations, seed=seed)
+    best = reward_fn(answered).view(len(prompts), n).argmax(1)
+    return [answered[i * n + int(k)] for i, k in enumerate(best)]
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Mean of first − second over paired (N,) scores, and the half-width of its 95 % interval.
+
+    Normal approximation, 1.96 standard errors: the interval covers prompts and sampling, not the
+    seeds of training.
+    """
+    difference = first - second
+    return difference.mean(), 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+
+
+@torch.no_grad()
+def sampling_entropy(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    temperature: float,
+    seed: int = 0,
+) -> float:
+    """Entropy in nats per token of what the policy samples: the mean of −log π over its actions."""
+    sampled = rollout(
+        policy,
+        [encode(tokenizer, prompt.conversation) for prompt in prompts],
+        seeds=row_seeds(len(prompts), torch.Generator().manual_seed(seed)),
+        max_new_tokens=48,
+        temperature=temperature,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return -sampled.logprobs[sampled.action_mask].mean().item()

@@ -1,0 +1,111 @@
+"""Supervised training on transformers.Trainer, over batches that are made beforehand."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
+
+from starling_nb.device import Device, progress
+
+Batch = dict[str, Tensor]
+
+
+def length_grouped_batches(
+    lengths: Sequence[int], batch_size: int, generator: torch.Generator, pool: int = 16
+) -> list[list[int]]:
+    """One pass over N items in batches of similar length.
+
+    The items are shuffled, sorted by length inside pools of `pool` batches, and the batches
+    shuffled. -> lists of indices, each index once; a smaller batch where a pool is cut short.
+    """
+    order = torch.randperm(len(lengths), generator=generator).tolist()
+    batches = []
+    for start in range(0, len(order), pool * batch_size):
+        pooled = sorted(order[start : start + pool * batch_size], key=lambda i: lengths[i])
+        batches += [pooled[i : i + batch_size] for i in range(0, len(pooled), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def train(
+    model: PreTrainedModel,
+    batches: Sequence[Any],
+    *,
+    collate: Callable[[Any], Batch],
+    loss: Callable[[PreTrainedModel, Batch], Tensor],
+    lr: float,
+    seed: int,
+    device: Device | None,
+    desc: str,
+) -> list[dict[str, float]]:
+    """Fit `model`, in place, in one pass over `batches`; return Trainer's log of loss and norm.
+
+    collate(batches[i]) makes the tensors of step i, loss(model, tensors) its scalar.  AdamW with
+    betas (0.9, 0.98), 5 % warm-up, then a cosine to a tenth of `lr`; gradients clipped at norm 1.
+    The model's own device and float32 unless a `device` is given. Ends in eval mode.
+    """
+    kind = device.device.type if device else model.device.type
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = LossTrainer(
+            loss=loss,
+            model=model,
+            train_dataset=batches,
+            data_collator=lambda items: collate(items[0]),
+            callbacks=[ProgressBar(desc)],
+            args=TrainingArguments(
+                output_dir=folder,
+                seed=seed,
+                use_cpu=kind == "cpu",
+                bf16=device is not None and device.dtype == torch.bfloat16,
+                fp16=device is not None and device.dtype == torch.float16,
+                per_device_train_batch_size=1,  # an item of the data set is a whole batch
+                train_sampling_strategy="sequential",
+                num_train_epochs=1,
+                learning_rate=lr,
+                adam_beta2=0.98,
+                weight_decay=0.0,
+                warmup_steps=0.05,
+                lr_scheduler_type="cosine_with_min_lr",
+                lr_scheduler_kwargs={"min_lr_rate": 0.1},
+                max_grad_norm=1.0,
+                logging_steps=max(1, len(batches) // 50),
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+            ),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    model.eval()
+    return [entry for entry in trainer.state.log_history if "loss" in entry]
+
+
+class LossTrainer(Trainer):
+    """Trainer whose loss is a function of the model and a batch."""
+
+    def __init__(self, *, loss: Callable[[PreTrainedModel, Batch], Tensor], **options):
+        super().__init__(**options)
+        self.loss = loss
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return self.loss(model, inputs)
+
+
+class ProgressBar(TrainerCallback):
+    """The package's progress bar on a Trainer, which otherwise prints every log entry."""
+
+    def __init__(self, desc: str):
+        self.desc = desc
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.bar = progress(total=state.max_steps, desc=self.desc)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.bar.update(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.bar.close()
