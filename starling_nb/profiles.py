@@ -24,10 +24,32 @@ class Profile:
 
 
 # Stage or lesson -> config fields, tiny: every notebook in seconds, numbers meaningless.
-SMOKE_SIZES: dict[str, dict[str, object]] = {}
+SMOKE_SIZES: dict[str, dict[str, object]] = {
+    "sft": {"rows": 128},
+    "rankings": {"lists": 40},
+    "reward_model": {"lists": 40},
+    "apa": {"iterations": 2, "batch_size": 16, "minibatch_size": 8, "max_new_tokens": 16},
+    "laser": {"layers": 1, "rhos": (0.5,), "prompts": 8},
+}
 
 # Stage or lesson -> config fields, larger: one modern GPU.
-GPU_SIZES: dict[str, dict[str, object]] = {}
+GPU_SIZES: dict[str, dict[str, object]] = {
+    "base": {
+        "shipped": False,
+        "hidden_size": 320,
+        "intermediate_size": 832,
+        "layers": 8,
+        "heads": 8,
+        "key_value_heads": 4,
+        "rows": 32,
+        "steps": 2500,
+        "lr": 2e-3,
+    },
+    "sft": {"rows": 28_000, "batch_size": 64, "lr": 1e-3},
+    "rankings": {"lists": 14_000},
+    "reward_model": {"lists": 14_000, "batch_size": 24, "lr": 8e-4},
+    "apa": {"batch_size": 256, "minibatch_size": 128, "lr": 3e-4},
+}
 
 PROFILES: dict[str, Profile] = {
     profile.name: profile

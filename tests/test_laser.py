@@ -1,5 +1,6 @@
 """Spectra, noise edges, low-rank reduction and the search over reductions."""
 
+import copy
 import math
 
 import numpy as np
@@ -24,6 +25,7 @@ from starling_nb.laser.reduce import (
 )
 from starling_nb.laser.spectra import mp_median, noise_edge, singular_values, snr
 from starling_nb.policy.base import load_policy
+from starling_nb.policy.rollout import respond
 from starling_nb.store import Context, read_json
 
 GOLDEN = torch.arange(1.0, 13.0).reshape(3, 4)
@@ -133,7 +135,7 @@ def test_low_rank_leaves_out_exactly_the_smallest_singular_values(data, rows, co
 
 
 def test_rank_of_a_fraction():
-    assert [rank_of(rho, (64, 100)) for rho in (1.0, 0.5, 0.1, 0.01)] == [64, 32, 6, 1]
+    assert [rank_of(rho, (67, 100)) for rho in (1.0, 0.5, 0.1, 0.01)] == [67, 33, 6, 1]
     for rho in (0.0, -0.1, 1.1, float("nan")):
         with pytest.raises(ValueError, match=r"rho: expected a fraction in \(0, 1\]"):
             rank_of(rho, (64, 100))
@@ -235,18 +237,23 @@ def test_stage_applies_the_best_reduction_only_if_it_helps(policy, tokenizer, tm
     world, before = make_world(0), state(policy)
     name = "model.layers.1.mlp.down_proj.weight"
 
+    judged = []
+
     class Gold:
         sample = world.sample
 
         def gold_reward(self, conversations):
-            assert all(c[-1]["role"] == "assistant" for c in conversations)
+            judged.append(conversations)
             moved = (matrices(policy)[name] - before[name]).norm()
             return (moved if helps else -moved).expand(len(conversations)).detach()
 
+    original = copy.deepcopy(policy)
     ctx = Context(0, Device(torch.device("cpu"), torch.float32, "sdpa", 1, {}))
     built = build_laser(
         LaserConfig(layers=1, rhos=(0.5, 0.1), prompts=2), ctx, (policy, tokenizer), Gold()
     )
+    prompts = [conversation[:-1] for conversation in judged[0]]
+    assert judged[0] == respond(original, tokenizer, prompts, temperature=0)
     save_laser(built, tmp_path)
     reloaded, _ = load_policy(tmp_path)
     found = read_json(tmp_path / "search.json")

@@ -161,7 +161,7 @@ def test_the_lint_names_the_fault(tmp_path, fault):
     save(nb, path)
     problems = lint.lint(path)
     assert any(message in problem for problem in problems), problems
-    assert len(problems) <= 3
+    assert len(problems) <= 4  # a cell out of place breaks more than one rule
     assert all(problem.startswith("00_whole.ipynb: ") for problem in problems)
 
 
@@ -175,13 +175,11 @@ def test_the_setup_cell_installs_from_the_badges_repository(tmp_path):
     ]
 
 
-@pytest.mark.parametrize(
-    "name", ["0_a.ipynb", "00_A.ipynb", "00-a.ipynb", "00_a b.ipynb", "00_.ipynb"]
-)
-def test_the_lint_checks_the_name(tmp_path, name):
-    path = tmp_path / name
+@pytest.mark.parametrize("stem", ["0_a", "00_A", "00-a", "00_a b", "00_", "00_a(1)"])
+def test_the_lint_checks_the_name(tmp_path, stem):
+    path = tmp_path / f"{stem}.ipynb"
     save(whole_lesson(path), path)
-    assert f"{name}: the name is not NN_snake_case.ipynb" in lint.lint(path)
+    assert f"{path.name}: the name is not NN_snake_case.ipynb" in lint.lint(path)
 
 
 def test_the_lint_checks_the_cell_ids(tmp_path):
@@ -242,13 +240,10 @@ def png(*chunks):
     rows = b"".join(b"\0" + bytes(row) for row in ([0, 50], [100, 255]))
     header = (b"IHDR", struct.pack(">IIBBBBB", 2, 2, 8, 0, 0, 0, 0))
     parts = [header, *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in parts
-    )
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, content in parts:
+        checksum = zlib.crc32(kind + content)
+        data += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
     return base64.b64encode(data).decode()
 
 
@@ -314,7 +309,8 @@ def test_written_outputs_are_sound_repeatable_and_guarded(tmp_path, monkeypatch)
     nb = whole_lesson(path)
     nb.cells[6].source = (
         "import os\nimport sys\n\nscores = [3, 2, 1]\nprint('slow', file=sys.stderr)\n"
-        "print(scores, seed, profile, os.environ.get('STARLING_DATA'), os.listdir(store + '/..'))"
+        "print(scores, seed, profile, os.environ.get('STARLING_DATA'))\n"
+        "print(os.listdir(os.path.dirname(store)))"
     )
     save(nb, path)
     save(lesson("1 / 0"), bad)
@@ -328,7 +324,7 @@ def test_written_outputs_are_sound_repeatable_and_guarded(tmp_path, monkeypatch)
     assert notebooks.stale(path) == []
     assert bad.read_bytes() == before
     written = anatomy.read_notebook(path)
-    assert written.cells[6].outputs[0].text == "[3, 2, 1] 0 cpu None ['run']\n"
+    assert written.cells[6].outputs[0].text == "[3, 2, 1] 0 cpu None\n['run']\n"
     assert [output.output_type for output in written.cells[7].outputs] == ["display_data"]
     assert [cell.source for cell in written.cells if "measured" not in anatomy.tags(cell)] == [
         cell.source for cell in nb.cells if "measured" not in anatomy.tags(cell)

@@ -124,7 +124,7 @@ def record_measured(run_folder: Path, folder: Path) -> None:
         nb = anatomy.read_notebook(lesson)
         for cell in anatomy.tagged(nb, "measured"):
             cell.source = measured_table(lesson.stem, measured)
-        save(nb, lesson)
+            save(nb, lesson)
 
 
 def write_outputs(folder: Path) -> list[runner.Result]:
@@ -142,10 +142,9 @@ def write_outputs(folder: Path) -> list[runner.Result]:
             path = folder / f"{lesson}.ipynb"
             nb = anatomy.read_notebook(path)
             executed = anatomy.read_notebook(run_folder / path.name)
-            outputs = {cell.id: cell.outputs for cell in executed.cells if "outputs" in cell}
-            for cell in nb.cells:
+            for cell, ran in zip(nb.cells, anatomy.own_cells(executed), strict=True):
                 if cell.cell_type == "code":
-                    cell.outputs = outputs[cell.id]
+                    cell.outputs = ran.outputs
             nb.metadata["starling"] = {"source_sha256": anatomy.source_sha256(nb)}
             normalise(nb)
             save(nb, path)

@@ -294,9 +294,9 @@ def kernel_class(threads: int, peak_file: Path, control: Control) -> type:
     class LessonKernel(AsyncKernelManager):
         @property
         def kernel_spec(self) -> KernelSpec:
-            # 40 is the level of errors: the kernel warns at each start that it talks over TCP
+            # the kernel's own log tells of TCP at each start and of interruption at each end
             return KernelSpec(
-                argv=[*argv, "--log-level=40"],
+                argv=[*argv, "--log-level=50"],
                 display_name="Python 3",
                 language="python",
                 env=environment,

@@ -6,7 +6,7 @@
 import ast
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -20,9 +20,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from starling_nb.data.chat import train_tokenizer
+from starling_nb.data.chat import Conversation, conversation_to_prompt, train_tokenizer
 from starling_nb.data.world import World, make_world
 from starling_nb.device import Device, choose_device, progress
+from starling_nb.policy.rollout import rollout, row_seeds
 from starling_nb.profiles import PROFILES
 from starling_nb.store import Context, stage, write_json
 
@@ -42,7 +43,8 @@ class BaseConfig:
     key_value_heads: int = 2
     vocab_size: int = 4096
     context: int = 1024
-    steps: int = 9_000  # of 1 024 tokens each
+    steps: int = 9_000
+    rows: int = 8  # windows of 128 tokens a step
     lr: float = 3e-3
     warmup: int = 100
     weight_decay: float = 0.05
@@ -84,7 +86,7 @@ def _token_stream(tokenizer, texts: Iterator[str]) -> Iterator[int]:
 
 
 def _windows(tokenizer, world: World, config: BaseConfig, seed: int) -> Iterator[torch.Tensor]:
-    """1 024 tokens a step: 8 windows of 128, every eighth step one of 1 024 (long range)."""
+    """Each step `rows` windows of 128 tokens; every eighth step longer ones, up to 1 024."""
     rng = random.Random(f"base {seed}")
     prose_texts = stdlib_prose()
 
@@ -101,7 +103,8 @@ def _windows(tokenizer, world: World, config: BaseConfig, seed: int) -> Iterator
         True: _token_stream(tokenizer, prose()),
     }
     for step in range(config.steps):
-        rows, length = (1, 1024) if step % 8 == 7 else (8, 128)
+        stretch = min(8, config.rows) if step % 8 == 7 else 1
+        rows, length = config.rows // stretch, 128 * stretch
         yield torch.tensor(
             [
                 [next(stream) for _ in range(length)]
@@ -161,6 +164,48 @@ def pretrain(
         optimizer.zero_grad()
         schedule.step()
     return model.eval()
+
+
+def complete(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Sequence[Conversation],
+    *,
+    seed: int = 0,
+    max_new_tokens: int = 48,
+    temperature: float = 1.0,
+    batch_size: int = 128,
+) -> list[Conversation]:
+    """Answers in the base model's own format, a document of "Human: ... Assistant: ..." turns.
+
+    The document goes on behind the answer: it is cut where the next "Human:" begins, or at the
+    document's end, and "finished" says that one of them came within `max_new_tokens`.
+    """
+    end = tokenizer.convert_tokens_to_ids("</s>")
+    prompts = [
+        [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
+        for text in (conversation_to_prompt(c).strip() for c in conversations)
+    ]
+    seeds = row_seeds(len(prompts), torch.Generator().manual_seed(seed))
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answered: dict[int, Conversation] = {}
+    for start in range(0, len(prompts), batch_size):
+        rows = by_length[start : start + batch_size]
+        sampled = rollout(
+            policy,
+            [prompts[i] for i in rows],
+            seeds=seeds[rows],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            eos_token_id=end,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        for i, ids, truncated in zip(rows, sampled.response_ids, sampled.truncated, strict=True):
+            text, human, _ = tokenizer.decode(ids, skip_special_tokens=True).partition("\n\nHuman:")
+            message = {"role": "assistant", "content": text.strip()}
+            message["finished"] = bool(human) or not truncated
+            answered[i] = [*conversations[i], message]
+    return [answered[i] for i in range(len(prompts))]
 
 
 def save_policy(policy: Policy, folder: Path) -> None:
