@@ -22,7 +22,7 @@ lab: $(INSTALLED)  ## open the lessons in JupyterLab
 	$(BIN)/jupyter lab notebooks
 
 notebooks: $(INSTALLED)  ## re-execute the lessons and write their committed outputs
-	$(BIN)/python -m starling_nb.lesson.anatomy write
+	$(BIN)/python -m starling_nb.lesson.notebooks write
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -92,7 +92,8 @@ class LossTrainer(Trainer):
         self.loss = loss
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        return self.loss(model, inputs)
+        with self.accelerator.autocast():  # Trainer itself wraps only the model's own forward
+            return self.loss(model, inputs)
 
 
 class ProgressBar(TrainerCallback):

@@ -148,6 +148,7 @@ def analytic_gradient(scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask, torch.exp(ranked + weight) - 1, 0)
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
 @pytest.mark.parametrize("fill", [0.0, 7.0, -math.inf, math.inf, math.nan])
 @pytest.mark.parametrize("top", [None, 1, 2])
 @pytest.mark.parametrize("loss", [plackett_luce_nll, pairwise_nll])
@@ -156,8 +157,9 @@ def test_absent_answers_have_no_say_and_no_gradient(fill, top, loss):
     options = {"top": top} if loss is plackett_luce_nll else {}
     scores, mask = ragged(rows, fill)
     scores.requires_grad_()
-    together = loss(scores, mask, **options)
-    together.sum().backward()
+    with torch.autograd.detect_anomaly():  # no NaN on the way either
+        together = loss(scores, mask, **options)
+        together.sum().backward()
     for i, row in enumerate(rows):
         alone = tensor(row).requires_grad_()
         nll = loss(alone, **options)
@@ -559,7 +561,7 @@ def test_training_equals_the_plain_loop(policy, tokenizer):
     def top_two(scores, mask):
         return plackett_luce_nll(scores, mask, top=2) + 0.01 * scores.sum(-1) ** 2
 
-    trained, _ = train_reward_model(
+    trained, history = train_reward_model(
         rows, policy, tokenizer, loss=top_two, epochs=2, lr=lr, batch_size=batch_size, seed=5
     )
 
@@ -572,18 +574,22 @@ def test_training_equals_the_plain_loop(policy, tokenizer):
     model = RewardModel.from_policy(policy, seed=5).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=0)
     warm_up = math.ceil(0.05 * len(batches))
+    losses = []
     for step, batch in enumerate(batches):
         done = (step - warm_up) / (len(batches) - warm_up)
         cosine = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * done))
         optimizer.param_groups[0]["lr"] = lr * (step / warm_up if step < warm_up else cosine)
         inputs = collate([lists[i] for i in batch])
         mask = inputs.pop("mask")
-        top_two(model(**inputs), mask).mean().backward()
+        nll = top_two(model(**inputs), mask).mean()
+        nll.backward()
+        losses.append(nll.item())
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
     assert not same_weights(trained, RewardModel.from_policy(policy, seed=5), atol=1e-3)
     assert same_weights(trained, model, rtol=1e-4, atol=1e-5)
+    assert [entry["loss"] for entry in history[1:]] == pytest.approx(losses, rel=1e-4)
 
 
 def test_training_in_bfloat16_keeps_float32_weights(policy, tokenizer):

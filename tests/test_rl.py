@@ -52,6 +52,13 @@ def length_reward(conversations):
     return torch.tensor([float(len(c[-1]["content"])) for c in conversations])
 
 
+def never_ending(policy, tokenizer):
+    """Make the end of turn impossible."""
+    with torch.no_grad():
+        policy.lm_head.weight[tokenizer.eos_token_id] = 0
+        policy.lm_head.weight[tokenizer.eos_token_id, 0] = -50
+
+
 def weights(policy):
     return {name: value.clone() for name, value in policy.state_dict().items()}
 
@@ -73,9 +80,9 @@ def test_learns_what_is_rewarded(policy, tokenizer, objective):
         PROMPTS,
         tokenizer=tokenizer,
         objective=objective,
-        iterations=16,
-        batch_size=64,
-        minibatch_size=32,
+        iterations=14,
+        batch_size=48,
+        minibatch_size=24,
         lr=1e-2,
         kl_coef=0.0,
         max_new_tokens=3,
@@ -155,7 +162,7 @@ def test_an_objective_gets_normalised_scores_as_advantages(policy, tokenizer):
     assert sorted(advantages[:, 0].tolist()) == pytest.approx(sorted(expected.tolist()), abs=1e-4)
     spread = (advantages - advantages[:, :1])[mask]
     torch.testing.assert_close(spread, torch.zeros_like(spread), rtol=0, atol=1e-4)
-    assert same(policy, before)  # a policy loss without gradient: the critic's must not reach it
+    assert same(policy, before)
     record = history[0]
     assert record["reward"] == pytest.approx(100 + 5 * lengths.mean().item(), rel=1e-5)
     assert record["finished"] == pytest.approx(1 - unfinished.float().mean().item())
@@ -178,7 +185,8 @@ def test_reference_stays_and_anchors(policy, tokenizer):
         lam=1e6,
         lr=3e-3,
         iterations=12,
-        batch_size=64,
+        batch_size=48,
+        minibatch_size=48,
         max_new_tokens=4,
     )
     assert same(reference, before)
@@ -191,26 +199,64 @@ def test_named_apa_is_the_paper_s_loss_against_the_reference(policy, tokenizer):
         return apa_loss(logprobs, reference, advantages, mask, lam=0.7)
 
     outcomes = []
-    for objective in ("apa", own):
+    for options in ({"lam": 0.7}, {"objective": own, "kl_coef": 0.0}):
         copied = copy.deepcopy(policy)
-        tune_policy(
-            copied,
-            length_reward,
-            PROMPTS,
-            tokenizer=tokenizer,
-            objective=objective,
-            lam=0.7,
-            **SMALL,
-        )
+        tune_policy(copied, length_reward, PROMPTS, tokenizer=tokenizer, **SMALL | options)
         outcomes.append(weights(copied))
     assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
 
 
+def test_scores_keep_the_scale_of_the_first_batch(policy, tokenizer):
+    """A reward that rises by 100 shows as advantages of 100 standard deviations of the first."""
+    firsts, lengths = [], []
+
+    def rising(conversations):
+        lengths.append(length_reward(conversations))
+        return lengths[-1] + 100 * (len(lengths) - 1)
+
+    def objective(logprobs, old, reference, advantages, mask):
+        firsts.append(advantages[:, 0].mean().item())
+        return logprobs.sum() * 0, {}
+
+    options = SMALL | {"batch_size": 16, "minibatch_size": 16, "epochs": 1}
+    tune_policy(policy, rising, PROMPTS, tokenizer=tokenizer, objective=objective, **options)
+    assert abs(firsts[0]) < 1
+    assert firsts[1] == pytest.approx(100 / lengths[0].std(correction=0).item(), abs=2)
+
+
+def test_critic_learns_and_does_not_shape_the_policy(policy, tokenizer):
+    """The reward is 4 deviations higher after the first batch; the policy stands still."""
+    calls, advantage = [], []
+
+    def raised(conversations):
+        calls.append(len(conversations))
+        return (torch.arange(16) % 2 + 2.0 * (len(calls) > 1)).float()
+
+    def objective(logprobs, old, reference, advantages, mask):
+        advantage.append(advantages[mask].mean().item())
+        return logprobs.sum() * 0, {}
+
+    never_ending(policy, tokenizer)
+    before = weights(policy)
+    options = SMALL | {"iterations": 25, "batch_size": 16, "minibatch_size": 16, "lr": 1e-2}
+    tune_policy(policy, raised, PROMPTS, tokenizer=tokenizer, objective=objective, **options)
+    assert advantage[2] == pytest.approx(4 - 1, abs=0.4)  # unfinished answers lose 1
+    assert abs(advantage[-1]) < 0.4
+    assert same(policy, before)
+
+
+def test_learning_rate_rises_over_five_iterations(policy, tokenizer):
+    """Adam's first step moves the weights with the largest gradients by the learning rate."""
+    before = weights(policy)
+    options = SMALL | {"iterations": 1, "epochs": 1, "minibatch_size": 8}
+    tune_policy(policy, length_reward, PROMPTS, tokenizer=tokenizer, lr=1e-2, **options)
+    largest = max((value - before[n]).abs().max() for n, value in policy.state_dict().items())
+    assert largest.item() == pytest.approx(1e-2 / 5, rel=0.01)
+
+
 def test_constant_reward_moves_nothing_under_ppo_without_kl(policy, tokenizer):
     """No answer can end: every whitened advantage is 0, and so is every update."""
-    with torch.no_grad():
-        policy.lm_head.weight[tokenizer.eos_token_id] = 0
-        policy.lm_head.weight[tokenizer.eos_token_id, 0] = -50
+    never_ending(policy, tokenizer)
     before = weights(policy)
     _, history = tune_policy(
         policy,
@@ -223,6 +269,27 @@ def test_constant_reward_moves_nothing_under_ppo_without_kl(policy, tokenizer):
     )
     assert history[0]["finished"] == 0
     assert same(policy, before)
+
+
+def test_half_precision_ends_before_the_losses(policy, tokenizer):
+    dtypes = set()
+
+    def objective(logprobs, old, reference, advantages, mask):
+        dtypes.update(x.dtype for x in (logprobs, old, reference, advantages))
+        return apa_loss(logprobs, reference, advantages, mask, lam=0.3)
+
+    device = Device(torch.device("cpu"), torch.bfloat16, "sdpa", 1, {})
+    tune_policy(
+        policy,
+        length_reward,
+        PROMPTS,
+        tokenizer=tokenizer,
+        objective=objective,
+        device=device,
+        **SMALL,
+    )
+    assert dtypes == {torch.float32}
+    assert all(p.dtype == torch.float32 and p.isfinite().all() for p in policy.parameters())
 
 
 def test_history_is_reported_as_it_grows(policy, tokenizer):

@@ -40,7 +40,8 @@ class PlackettLuceJudge:
 
     def probability(self, prompt: str, a: str, b: str) -> float:
         """The chance that `a` is ranked above `b`, in any list (Luce's choice axiom)."""
-        return 1 / (1 + math.exp(self.score(prompt, b) - self.score(prompt, a)))
+        ahead = self.score(prompt, a) - self.score(prompt, b)
+        return 0.5 * (1 + math.tanh(ahead / 2))  # 1 / (1 + exp(-ahead)), which can overflow
 
 
 def _open(generator: random.Random) -> float:

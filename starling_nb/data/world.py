@@ -304,8 +304,9 @@ def nectar_source(path: str) -> dict[str, str]:
 def _save_rankings(rankings: Rankings, folder: Path) -> None:
     for part in ("train", "validation"):
         lines = (json.dumps(row, ensure_ascii=False) for row in getattr(rankings, part))
-        (folder / f"{part}.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    (folder / "report.txt").write_text(rankings.report)
+        text = "".join(f"{line}\n" for line in lines)
+        (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
+    (folder / "report.txt").write_text(rankings.report, encoding="utf-8")
 
 
 def _load_rankings(folder: Path) -> Rankings:

@@ -1,7 +1,9 @@
 """Policies judged by the true reward: gold utility, paired intervals, free competitors."""
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -9,7 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from starling_nb.data.chat import Conversation, encode
 from starling_nb.data.facts import Prompt
-from starling_nb.data.world import World
+from starling_nb.data.world import World, make_world
+from starling_nb.policy.base import ASSET, complete, load_policy
 from starling_nb.policy.rollout import respond, rollout, row_seeds
 from starling_nb.reward.model import RewardFn
 
@@ -99,3 +102,42 @@ def sampling_entropy(
         pad_token_id=tokenizer.pad_token_id,
     )
     return -sampled.logprobs[sampled.action_mask].mean().item()
+
+
+def by_family(prompts: Sequence[Prompt], scores: GoldScores) -> dict[str, dict[str, float]]:
+    """Mean gold, share of right answers and number of prompts, family by family."""
+    family = np.array([prompt.family for prompt in prompts])
+    right = np.isin(scores.outcome, ("ok", "refused")) & (scores.content > 0)
+    return {
+        name: {
+            "gold": float(scores.total[family == name].mean()),
+            "right": float(right[family == name].mean()),
+            "prompts": int((family == name).sum()),
+        }
+        for name in dict.fromkeys(family.tolist())
+    }
+
+
+def main() -> None:
+    """Per-family table of a stored policy's greedy answers, as a document and as a chat."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=ASSET, help="a saved policy")
+    policy, tokenizer = load_policy(parser.parse_args().folder)
+    world = make_world(0)
+    prompts = [*world.test, *world.test_calls]
+    asking = [prompt.conversation for prompt in prompts]
+    tables = [
+        by_family(prompts, score_answers(world, answer(policy, tokenizer, asking, temperature=0.0)))
+        for answer in (complete, respond)
+    ]
+    print(f"{'':12}{'prompts':>8}{'document: gold':>16}{'right':>7}{'chat: gold':>12}{'right':>7}")
+    for family, document in tables[0].items():
+        chat = tables[1][family]
+        print(
+            f"{family:12}{document['prompts']:8}{document['gold']:16.2f}{document['right']:7.2f}"
+            f"{chat['gold']:12.2f}{chat['right']:7.2f}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -124,9 +124,11 @@ def tune_policy(
         # Rewards, values and advantages of every action, under the policy that sampled it.
         mask, old_logprobs = batch.action_mask, batch.logprobs
         inputs = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, mask)
-        with torch.no_grad(), autocast():
-            reference_logprobs = response_logprobs(reference, *inputs)
-            old_values = critic(response_states(policy, *inputs).float())[..., 0]
+        with torch.no_grad():
+            with autocast():
+                reference_logprobs = response_logprobs(reference, *inputs)
+                states = response_states(policy, *inputs)
+            old_values = critic(states.float())[..., 0]
         kl = kl_estimate(old_logprobs, reference_logprobs)
         rewards = shape_rewards(scores, kl, mask, kl_coef)
         advantages, returns = gae(rewards, old_values, mask, lam=gae_lambda)

@@ -55,7 +55,7 @@ def plackett_luce_nll(scores: Tensor, mask: Tensor | None = None, top: int | Non
     Source: Plackett 1975; arXiv 2301.11270, MLE_K. Naive twin: `naive_nll` in tests/test_kwise.py.
     """
     scores, mask = _scores_and_mask(scores, mask)
-    absent = torch.finfo(scores.dtype).min  # not -inf, whose gradient in logcumsumexp is NaN
+    absent = torch.finfo(scores.dtype).min  # -inf would put NaN into logcumsumexp's gradient
     ranked = scores.masked_fill(~mask, absent)
     log_rest = ranked.flip(-1).logcumsumexp(-1).flip(-1)  # log_rest_j = log Σ_{i>=j} exp(s_i)
     terms = (log_rest - scores).masked_fill(~mask, 0)
@@ -150,8 +150,8 @@ def pack_list(prompt_ids: Sequence[int], answers_ids: Sequence[Sequence[int]]) -
 def block_mask(segments: Tensor) -> Tensor:
     """Who sees whom in packed rows: an answer the prompt and itself, the prompt itself, causally.
 
-    segments: (B, T), −1 on padding, which sees the prompt and the padding before it, so that no
-    row of the softmax is empty; nothing sees padding. -> (B, 1, T, T) bool, [.., query, key].
+    segments: (B, T), 0 on padding too: it sees the prompt, so that no row of the softmax is empty,
+    and as it comes last nothing sees it. -> (B, 1, T, T) bool, [.., query, key].
     """
     query, key = segments[:, :, None], segments[:, None, :]
     sees = (key == 0) | (key == query)
@@ -169,7 +169,7 @@ def collate(lists: Sequence[PackedList]) -> Batch:
     return {
         "input_ids": pad(input_ids),
         "position_ids": pad(position_ids),
-        "attention_mask": block_mask(pad(segments, padding_value=-1)),
+        "attention_mask": block_mask(pad(segments)),
         "ends": pad(ends),
         "mask": pad([torch.ones_like(e, dtype=torch.bool) for e in ends]),
     }
