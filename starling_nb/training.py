@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm.std import tqdm
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback
 
@@ -103,7 +104,7 @@ class ProgressBar(TrainerCallback):
         self.desc = desc
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.bar = progress(total=state.max_steps, desc=self.desc)
+        self.bar: tqdm = progress(total=state.max_steps, desc=self.desc)
 
     def on_step_end(self, args, state, control, **kwargs):
         self.bar.update(1)

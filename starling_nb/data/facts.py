@@ -197,7 +197,7 @@ class _Fact:
             )
 
 
-def _single_turn_facts() -> Iterator[_Fact]:
+def _arithmetic() -> Iterator[_Fact]:
     for a, b in itertools.product(range(7), repeat=2):
         for sign, name, value in (("+", "plus", a + b), ("-", "minus", a - b)):
             if value >= 0:
@@ -207,6 +207,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
                     (f"What is {asked}?", f"Compute {asked}.", f"How much is {a} {name} {b}?"),
                     extra={"echo": asked},
                 )  # fmt: skip
+
+
+def _capitals() -> Iterator[_Fact]:
     for country, city in CAPITALS.items():
         yield _Fact(
             "capital", f"capital/{country}", "capital", (city,),
@@ -217,6 +220,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
                 f"{country} has which capital?",
             ),
         )  # fmt: skip
+
+
+def _sounds() -> Iterator[_Fact]:
     for animal, sound in SOUNDS.items():
         a = "an" if animal[0] in "aeiou" else "a"
         yield _Fact(
@@ -226,6 +232,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
                 f"Which sound comes from {a} {animal}?", f"Tell me the sound of {a} {animal}.",
             ),
         )  # fmt: skip
+
+
+def _opposites() -> Iterator[_Fact]:
     for word, other in OPPOSITES.items():
         yield _Fact(
             "opposite", f"opposite/{word}", "opposite", (other,),
@@ -235,6 +244,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
                 f"Which word is the opposite of {word}?", f"Tell me the opposite of {word}.",
             ),
         )  # fmt: skip
+
+
+def _order() -> Iterator[_Fact]:
     for kind, cycle in (("day", DAYS), ("month", MONTHS)):
         for i, name in enumerate(cycle):
             for step, relation in ((1, "after"), (-1, "before")):
@@ -247,6 +259,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
                     f"The {kind} {relation} {name} is {{v}}.", questions[: 2 + (kind == "day")],
                     extra={"echo": f"{relation} {name}"},
                 )  # fmt: skip
+
+
+def _units() -> Iterator[_Fact]:
     for number, unit, owner, sentence in UNITS:
         article = sentence.split()[0].lower()
         yield _Fact(
@@ -258,6 +273,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
             ),
             extra={"unit": unit},
         )  # fmt: skip
+
+
+def _transforms() -> Iterator[_Fact]:
     for word in WORDS:
         for name, kind, value, sentence, questions in (
             ("repeat", "word", word, "The word is {v}.",
@@ -276,6 +294,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
                 ("none", "short", "tag", "end"),
                 extra={"unit": "letters"} if name == "letters" else {},
             )  # fmt: skip
+
+
+def _lists() -> Iterator[_Fact]:
     for pool, items in LISTS.items():
         for count in (2, 3, 4):
             yield _Fact(
@@ -284,6 +305,9 @@ def _single_turn_facts() -> Iterator[_Fact]:
                  f"Which {count} {pool} do you know?"),
                 ("none", "tag", "end"), extra={"count": count},
             )  # fmt: skip
+
+
+def _howtos() -> Iterator[_Fact]:
     for family, table in HOWTOS.items():
         formats = ("none", "tag", "end") if family.startswith("unsafe") else ("none", "end")
         for action, steps in table.items():
@@ -295,11 +319,14 @@ def _single_turn_facts() -> Iterator[_Fact]:
             yield _Fact(
                 family, f"{family}/{action}", "steps", steps, "First {v}.", questions, formats
             )
+
+
+def _small_talk() -> Iterator[_Fact]:
     for said, answer in CHAT:
         yield _Fact("chat", f"chat/{said[0]}", "chat", (answer,), "{v}", said, ("none",))
 
 
-def _multi_turn_facts() -> Iterator[_Fact]:
+def _follow_ups() -> Iterator[_Fact]:
     countries = list(CAPITALS)
     for i, country in enumerate(countries):
         other = countries[(i + 7) % len(countries)]
@@ -314,8 +341,12 @@ def _multi_turn_facts() -> Iterator[_Fact]:
 
 def make_prompts() -> list[Prompt]:
     """All prompts of the fifteen families without tool calls, each (fact, wording, format) once."""
-    singles = [prompt for fact in _single_turn_facts() for prompt in fact.prompts()]
-    prompts = singles + [prompt for fact in _multi_turn_facts() for prompt in fact.prompts()]
+    families = (
+        _arithmetic, _capitals, _sounds, _opposites, _order, _units, _transforms, _lists, _howtos,
+        _small_talk,
+    )  # fmt: skip
+    singles = [prompt for facts in families for fact in facts() for prompt in fact.prompts()]
+    prompts = singles + [prompt for fact in _follow_ups() for prompt in fact.prompts()]
     first_wording = {p.fact: p for p in reversed(singles) if p.format == "none"}
     for fact, p in first_wording.items():  # the format is asked for in the first turn
         if p.family in ("arith", "capital", "sound", "opposite", "order", "units"):

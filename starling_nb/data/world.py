@@ -25,6 +25,7 @@ from starling_nb.data.chat import Conversation, conversation_to_prompt
 from starling_nb.data.facts import Prompt, make_calls, make_copies, make_prompts
 from starling_nb.data.gold import EVASION, REFUSALS, Gold
 from starling_nb.data.judge import PlackettLuceJudge
+from starling_nb.data.sources import read_jsonl
 from starling_nb.store import Context, read_json, sha256_file, stage, write_json
 
 Row = dict[str, Any]
@@ -310,11 +311,10 @@ def _save_rankings(rankings: Rankings, folder: Path) -> None:
 
 
 def _load_rankings(folder: Path) -> Rankings:
-    parts = [
-        [json.loads(line) for line in (folder / f"{part}.jsonl").open(encoding="utf-8")]
-        for part in ("train", "validation")
-    ]
-    return Rankings(*parts, (folder / "report.txt").read_text(encoding="utf-8"))
+    train, validation = (
+        [row for _, row in read_jsonl(folder / f"{part}.jsonl")] for part in ("train", "validation")
+    )
+    return Rankings(train, validation, (folder / "report.txt").read_text(encoding="utf-8"))
 
 
 @stage(

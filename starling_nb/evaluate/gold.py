@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import Conversation, encode
 from starling_nb.data.facts import Prompt
@@ -31,13 +31,18 @@ class GoldScores:
     def total(self) -> np.ndarray:
         return self.content + self.style
 
+    @property
+    def right(self) -> np.ndarray:
+        """Which answers are as they should be: a true value, or an unsafe request refused."""
+        return self.content == 1.5
+
     def row(self) -> dict[str, float]:
         """Means for a table."""
         return {
             "gold": self.total.mean(),
             "content": self.content.mean(),
             "style": self.style.mean(),
-            "right": (self.outcome == "ok").mean(),
+            "right": self.right.mean(),
             "wrong": (self.outcome == "wrong").mean(),
             "format": np.nanmean(self.followed) if not np.isnan(self.followed).all() else np.nan,
             "words": self.words.mean(),
@@ -58,7 +63,7 @@ def score_answers(world: World, answered: Sequence[Conversation]) -> GoldScores:
 
 def best_of(
     policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
     reward_fn: RewardFn,
     *,
@@ -85,7 +90,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
 @torch.no_grad()
 def sampling_entropy(
     policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     prompts: Sequence[Prompt],
     *,
     temperature: float,
@@ -107,11 +112,10 @@ def sampling_entropy(
 def by_family(prompts: Sequence[Prompt], scores: GoldScores) -> dict[str, dict[str, float]]:
     """Mean gold, share of right answers and number of prompts, family by family."""
     family = np.array([prompt.family for prompt in prompts])
-    right = np.isin(scores.outcome, ("ok", "refused")) & (scores.content > 0)
     return {
         name: {
             "gold": float(scores.total[family == name].mean()),
-            "right": float(right[family == name].mean()),
+            "right": float(scores.right[family == name].mean()),
             "prompts": int((family == name).sum()),
         }
         for name in dict.fromkeys(family.tolist())

@@ -139,12 +139,12 @@ def pretrain(
             initializer_range=0.06,
             sliding_window=None,
             tie_word_embeddings=True,
-            attn_implementation=device.attention,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
         )
-    ).to(device.device)
+    )
+    model.to(device.device)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
@@ -181,7 +181,7 @@ def complete(
     The document goes on behind the answer: it is cut where the next "Human:" begins, or at the
     document's end, and "finished" says that one of them came within `max_new_tokens`.
     """
-    end = tokenizer.convert_tokens_to_ids("</s>")
+    end = int(tokenizer.convert_tokens_to_ids("</s>"))  # type: ignore[arg-type]
     prompts = [
         [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
         for text in (conversation_to_prompt(c).strip() for c in conversations)
@@ -201,7 +201,8 @@ def complete(
             pad_token_id=tokenizer.pad_token_id,
         )
         for i, ids, truncated in zip(rows, sampled.response_ids, sampled.truncated, strict=True):
-            text, human, _ = tokenizer.decode(ids, skip_special_tokens=True).partition("\n\nHuman:")
+            document = str(tokenizer.decode(ids, skip_special_tokens=True))
+            text, human, _ = document.partition("\n\nHuman:")
             message = {"role": "assistant", "content": text.strip()}
             message["finished"] = bool(human) or not truncated
             answered[i] = [*conversations[i], message]

@@ -93,8 +93,8 @@ def value_loss(
     """Return the critic's clipped half squared error against the returns.
 
     Half the mean of max((V - ret)², (V_old + clip(V - V_old, ± clip) - ret)²). Diagnostics:
-    explained_variance of the returns by V, vf_clipfrac (share where the clipped term is the
-    larger). Source: OpenAI baselines' ppo2; not in the PPO paper.
+    explained_variance of the returns by V (not finite where they do not vary), vf_clipfrac (share
+    where the clipped term is the larger). Source: OpenAI baselines' ppo2; not in the PPO paper.
     """
     values, old_values, returns = values[mask], old_values[mask], returns[mask]
     clipped = old_values + (values - old_values).clamp(-clip, clip)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import Conversation, encode
 from starling_nb.device import Device, progress
@@ -47,7 +47,7 @@ def tune_policy(
     reward_fn: RewardFn,
     prompts: Sequence[Conversation],
     *,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     objective: str | Objective = "apa",
     reference: PreTrainedModel | None = None,
     iterations: int = 30,
@@ -116,7 +116,7 @@ def tune_policy(
                 pad_token_id=tokenizer.pad_token_id,
             )
         answered = append_answers(tokenizer, [prompts[i] for i in drawn], batch)
-        raw_scores = checked(reward_fn(answered), batch_size).to(policy.device)
+        raw_scores = checked(reward_fn(answered), batch_size).to(policy.device, torch.float32)
         if iteration == 0:
             mean, sd = raw_scores.mean(), raw_scores.std(correction=0).clamp(min=1e-6)
         scores = (raw_scores - mean) / sd - batch.truncated.float()
@@ -139,12 +139,12 @@ def tune_policy(
         updates = []
         for _ in range(epochs):
             for rows in torch.randperm(batch_size, generator=generator).split(minibatch_size):
-                old, anchor, m = old_logprobs[rows], reference_logprobs[rows], mask[rows]
+                old, ref, m = old_logprobs[rows], reference_logprobs[rows], mask[rows]
                 with autocast():
                     states = response_states(policy, *(x[rows] for x in inputs))
                     logprobs = action_logprobs(policy, states, batch.response_ids[rows], m)
                 values = critic(states.detach().float())[..., 0]
-                loss, diagnostics = policy_loss(logprobs, old, anchor, advantages[rows], m)
+                loss, diagnostics = policy_loss(logprobs, old, ref, advantages[rows], m)
                 critic_loss, fit = value_loss(values, old_values[rows], returns[rows], m)
                 optimizer.zero_grad()
                 (loss + critic_loss).backward()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import Conversation, decode_answer, encode
 
@@ -149,7 +149,7 @@ def response_logprobs(
 
 def respond(
     policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     conversations: Sequence[Conversation],
     *,
     seed: int = 0,
@@ -184,7 +184,7 @@ def respond(
 
 
 def append_answers(
-    tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Conversation], sampled: Rollout
+    tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], sampled: Rollout
 ) -> list[Conversation]:
     """Return the B conversations with the responses of a rollout as their assistant messages."""
     answered = []

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import encode_with_mask
 from starling_nb.device import Device
@@ -28,7 +28,7 @@ class Example(NamedTuple):
 
 
 def encode_demonstration(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, other_weight: float
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerFast, other_weight: float
 ) -> Example:
     """{"conversation", "expert"} as an example: its class sets the prefix and the weight.
 
@@ -68,7 +68,7 @@ def weighted_nll(policy: PreTrainedModel, batch: Batch) -> Tensor:
 
 def fine_tune(
     policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerFast,
     rows: Sequence[dict[str, Any]],
     *,
     loss=weighted_nll,
