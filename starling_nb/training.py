@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def length_grouped_batches(
 
 def train(
     model: PreTrainedModel,
-    batches: Sequence[Any],
+    batches: Sequence[Sequence[Any]],
     *,
     collate: Callable[[Any], Batch],
     loss: Callable[[PreTrainedModel, Batch], Tensor],
@@ -44,7 +45,8 @@ def train(
 ) -> list[dict[str, float]]:
     """Fit `model`, in place, in one pass over `batches`; return Trainer's log of loss and norm.
 
-    collate(batches[i]) makes the tensors of step i, loss(model, tensors) its scalar.  AdamW with
+    A batch is a list of items; collate(items) makes the tensors of a step, and loss(model, tensors)
+    its scalar.  AdamW with
     betas (0.9, 0.98), 5 % warm-up, then a cosine to a tenth of `lr`; gradients clipped at norm 1.
     The model's own device and float32 unless a `device` is given. Ends in eval mode.
     """
@@ -54,7 +56,7 @@ def train(
             loss=loss,
             model=model,
             train_dataset=batches,
-            data_collator=lambda items: collate(items[0]),
+            data_collator=lambda items: collate([*chain.from_iterable(items)]),
             callbacks=[ProgressBar(desc)],
             args=TrainingArguments(
                 output_dir=folder,
@@ -81,6 +83,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)  # drops its autocast
     model.eval()
     return [entry for entry in trainer.state.log_history if "loss" in entry]
 

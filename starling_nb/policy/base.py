@@ -203,8 +203,8 @@ def complete(
         for i, ids, truncated in zip(rows, sampled.response_ids, sampled.truncated, strict=True):
             document = str(tokenizer.decode(ids, skip_special_tokens=True))
             text, human, _ = document.partition("\n\nHuman:")
-            message = {"role": "assistant", "content": text.strip()}
-            message["finished"] = bool(human) or not truncated
+            finished = bool(human) or not truncated
+            message = {"role": "assistant", "content": text.strip(), "finished": finished}
             answered[i] = [*conversations[i], message]
     return [answered[i] for i in range(len(prompts))]
 
