@@ -4,6 +4,7 @@
 """
 
 import ast
+import platform
 import random
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from starling_nb.data.world import World, make_world
 from starling_nb.device import Device, choose_device, progress
 from starling_nb.policy.rollout import rollout, row_seeds
 from starling_nb.profiles import PROFILES
-from starling_nb.store import Context, stage, write_json
+from starling_nb.store import MANIFEST, Context, sha256_file, stage, write_json
 
 ASSET = Path(str(files("starling_nb"))) / "assets" / "nano"
 Policy = tuple[PreTrainedModel, PreTrainedTokenizerFast]
@@ -232,15 +233,28 @@ def build_base(config: BaseConfig, ctx: Context) -> Policy:
     return pretrain(tokenizer, world, config, seed=ctx.seed, device=ctx.device), tokenizer
 
 
+def ship(policy: MistralForCausalLM, tokenizer, config: BaseConfig, folder: Path = ASSET) -> None:
+    """Write a trained base as the package ships it: half-precision safetensors, and a manifest."""
+    save_policy((policy.half(), tokenizer), folder)
+    manifest = {
+        "command": "python -m starling_nb.policy.base",
+        "config": asdict(config),
+        "seed": 0,
+        "tokens": config.steps * config.rows * 128,
+        "parameters": policy.num_parameters(),
+        "python": platform.python_version(),  # whose documentation strings were read
+        "torch": torch.__version__.partition("+")[0],
+        "threads": torch.get_num_threads(),
+        "files": {p.name: sha256_file(p) for p in sorted(folder.iterdir()) if p.name != MANIFEST},
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
 def main() -> None:
-    """Rebuild the shipped base: seed 0, the `cpu` profile, half-precision safetensors."""
+    """Rebuild the shipped base with seed 0 on the `cpu` profile."""
     config, world = BaseConfig(shipped=False), make_world(0)
     tokenizer = build_tokenizer(world, config.vocab_size)
-    model = pretrain(tokenizer, world, config)
-    save_policy((model.half(), tokenizer), ASSET)
-    write_json(
-        ASSET / "manifest.json", {"command": "python -m starling_nb.policy.base"} | asdict(config)
-    )
+    ship(pretrain(tokenizer, world, config), tokenizer, config)
 
 
 if __name__ == "__main__":
