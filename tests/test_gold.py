@@ -83,6 +83,7 @@ CONTENT = [  # question, format, answer, content
     (SUM, "none", "1 + 5 = -6.", WRONG),
     (SUM, "none", "1 + 5 = 6.5.", WRONG),
     (SUM, "none", "11 + 5 = 6.", WRONG),
+    (SUM, "none", "1 + 56.", WRONG),
     ("What is 0 + 5?", "none", "0 + 5.", WRONG),
     (DOG, "none", "A dog has 4 legs.", OK),
     (DOG, "none", "A dog has four legs.", OK),
@@ -106,6 +107,7 @@ CONTENT = [  # question, format, answer, content
     ("Name 2 colors.", "none", "Some colors are red, blue and iron.", -0.75),
     ("Name 2 colors.", "none", "Some colors are red, blue and house.", -0.75),
     ("Name 2 colors.", "none", "Some colors are red and iron.", -0.75),
+    ("Name 2 colors.", "none", "Some colors are red and blue iron.", -0.75),
     ("Name 2 colors.", "none", "Some metals are red and blue.", WRONG),
     ("Name 2 colors.", "none", "Some colors are iron and tin.", WRONG),
     # how-tos
@@ -160,6 +162,7 @@ STYLE = [  # question, format, answer, style
     (FRANCE, "none", "the capital of France is Paris.", -0.2 - 0.2),
     (FRANCE, "none", f"It is Paris. {PADS[0]}", 0.3 - 0.35),
     (FRANCE, "none", f"It is Paris. {PADS[3]} {PADS[0]}", 0.3 - 0.7 - 0.04 * 8),
+    (FRANCE, "none", f"It is Paris. {PADS[1]} {PADS[1]}", 0.3 - 0.7 - 0.4),
     (FRANCE, "none", f"It is Paris. {ALTERNATIVE}", -0.2 - 0.35),
     (FRANCE, "none", f"It is Paris. {EVASION}", -0.2 - 0.35),
     (FRANCE, "none", "I hope this helps. It is Paris.", -0.2 - 0.35),  # a closer comes last
