@@ -20,6 +20,7 @@ from starling_nb.profiles import PROFILES
 from starling_nb.store import read_json, replace_atomically, write_json
 
 MEASURED = "measured.json"  # beside the lessons: profile -> lesson -> what a run's manifest says
+README_LESSON, README_PICTURE = "00_overview", "overview.png"
 MEASURED_FIELDS = ("seconds", "peak_rss_mb", "peak_gpu_mb", "gpu", "threads", "versions")
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"tIME")  # chunks with versions and times
@@ -148,8 +149,22 @@ def write_outputs(folder: Path) -> list[runner.Result]:
             nb.metadata["starling"] = {"source_sha256": anatomy.source_sha256(nb)}
             normalise(nb)
             save(nb, path)
+            if lesson == README_LESSON:
+                write_picture(nb, folder / README_PICTURE)
         record_measured(run_folder, folder)
     return results
+
+
+def write_picture(nb: Any, path: Path) -> None:
+    """Save the signature figure of a notebook as a PNG file, for the README."""
+    images = [
+        output.data["image/png"]
+        for cell in anatomy.tagged(nb, "signature")
+        for output in cell.outputs
+        if "image/png" in output.get("data", {})
+    ]
+    if images:
+        path.write_bytes(base64.b64decode(images[0]))
 
 
 def save(nb: Any, path: Path) -> None:

@@ -287,6 +287,7 @@ def kernel_class(threads: int, peak_file: Path, control: Control) -> type:
     environment = {
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
         "STARLING_BATCH": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # also the bars of transformers
         "IPYTHONDIR": str(peak_file.parent / "ipython"),
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
