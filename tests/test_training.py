@@ -153,6 +153,11 @@ def test_the_loss_is_computed_in_the_devices_precision(dtype):
         return loss(model, batch)
 
     device = Device(CPU, dtype, "sdpa", 1, {})
-    fit(tiny_model(), counting(2), loss=spy, device=device)
+    model = tiny_model()
+    fit(model, counting(2), loss=spy, device=device)
     assert products == {dtype}
     assert weights == {torch.float32}
+    model.lm_head.register_forward_hook(lambda module, inputs, output: products.add(output.dtype))
+    products.clear()
+    model(torch.tensor([[1, 2]]))
+    assert products == {torch.float32}  # nothing of the training's precision stays on the model
