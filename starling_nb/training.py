@@ -16,20 +16,39 @@ from starling_nb.device import Device, progress
 Batch = dict[str, Tensor]
 
 
+MAX_TOKENS = 8192  # of a batch, padding included: bounds memory where items are long
+
+
 def length_grouped_batches(
     lengths: Sequence[int], batch_size: int, generator: torch.Generator, pool: int = 16
 ) -> list[list[int]]:
     """One pass over N items in batches of similar length.
 
     The items are shuffled, sorted by length inside pools of `pool` batches, and the batches
-    shuffled. -> lists of indices, each index once; a smaller batch where a pool is cut short.
+    shuffled. -> lists of indices, each index once; a smaller batch where a pool is cut short, or
+    where `batch_size` items would exceed MAX_TOKENS.
     """
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    batches = []
+    batches: list[list[int]] = []
     for start in range(0, len(order), pool * batch_size):
         pooled = sorted(order[start : start + pool * batch_size], key=lambda i: lengths[i])
-        batches += [pooled[i : i + batch_size] for i in range(0, len(pooled), batch_size)]
+        batches += fill_batches(pooled, lengths, batch_size)
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def fill_batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Indices in `order` as batches of at most `batch_size` items and MAX_TOKENS, or one item."""
+    batches: list[list[int]] = []
+    longest = 0
+    for i in order:
+        longest = max(longest, lengths[i])
+        batch = batches[-1] if batches else []
+        if not batch or len(batch) == batch_size or (len(batch) + 1) * longest > MAX_TOKENS:
+            batches.append([i])
+            longest = lengths[i]
+        else:
+            batch.append(i)
+    return batches
 
 
 def train(
@@ -46,8 +65,8 @@ def train(
     """Fit `model`, in place, in one pass over `batches`; return Trainer's log of loss and norm.
 
     A batch is a list of items; collate(items) makes the tensors of a step, and loss(model, tensors)
-    its scalar.  AdamW with
-    betas (0.9, 0.98), 5 % warm-up, then a cosine to a tenth of `lr`; gradients clipped at norm 1.
+    its scalar.  AdamW with betas (0.9, 0.98), 5 % warm-up, then a cosine to a tenth of `lr`;
+    gradients clipped at norm 1.
     The model's own device and float32 unless a `device` is given. Ends in eval mode.
     """
     kind = device.device.type if device else model.device.type

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
 
 from starling_nb.device import Device
-from starling_nb.training import length_grouped_batches, train
+from starling_nb.training import MAX_TOKENS, length_grouped_batches, train
 
 CPU = torch.device("cpu")
 
@@ -161,3 +161,14 @@ def test_the_loss_is_computed_in_the_devices_precision(dtype):
     products.clear()
     model(torch.tensor([[1, 2]]))
     assert products == {torch.float32}  # nothing of the training's precision stays on the model
+
+
+def test_long_items_make_smaller_batches():
+    """No batch of several items exceeds the token budget, and no item is lost."""
+    lengths = [10] * 20 + [MAX_TOKENS // 2 - 1] * 5 + [3 * MAX_TOKENS]
+    batches = length_grouped_batches(lengths, 12, torch.Generator().manual_seed(0))
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        longest = max(lengths[i] for i in batch)
+        assert len(batch) == 1 or len(batch) * longest <= MAX_TOKENS
+    assert max(map(len, batches)) == 12

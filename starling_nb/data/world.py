@@ -282,6 +282,7 @@ class RankingsConfig:
     """`lists` from the world, or every row of the Nectar-schema file at `path`."""
 
     lists: int = 7000
+    limit: int | None = None  # rows to read from the file; None reads all
     path: str = field(default="", metadata={"key": False})
     sha256: str = ""  # of the file's content; see `nectar_source`
 
@@ -323,7 +324,7 @@ def _load_rankings(folder: Path) -> Rankings:
 def build_rankings(config: RankingsConfig, ctx: Context, world: World) -> Rankings:
     """Lists on training prompts and one list on every test prompt; or a file, split by prompt."""
     if config.path:
-        rows, report = nectar.load_rows(config.path)
+        rows, report = nectar.load_rows(config.path, config.limit)
         parts = nectar.split(rows)
         return Rankings(parts.train, parts.validation, str(report))
     train = world.rankings(config.lists, seed=1)

@@ -23,7 +23,7 @@ from starling_nb.data.nectar import Row
 from starling_nb.device import Device
 from starling_nb.reward.model import RewardModel
 from starling_nb.store import Context, stage, write_json
-from starling_nb.training import Batch, length_grouped_batches, train
+from starling_nb.training import Batch, fill_batches, length_grouped_batches, train
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -227,8 +227,10 @@ def score_lists(
     model.eval()
     most = max(len(packed.ends) for packed in lists)
     scores, mask = torch.zeros(len(lists), most), torch.zeros(len(lists), most, dtype=torch.bool)
-    order = sorted(range(len(lists)), key=lambda i: len(lists[i].input_ids))
-    for rows in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+    lengths = [len(packed.input_ids) for packed in lists]
+    for rows in fill_batches(
+        sorted(range(len(lists)), key=lambda i: lengths[i]), lengths, batch_size
+    ):
         batch = {k: v.to(model.device) for k, v in collate([lists[i] for i in rows]).items()}
         present = batch.pop("mask")
         scores[rows, : present.shape[1]] = model(**batch).masked_fill(~present, 0).cpu()
