@@ -26,7 +26,7 @@ class Profile:
 # Stage or lesson -> config fields, tiny: every notebook in seconds, numbers meaningless.
 SMOKE_SIZES: dict[str, dict[str, object]] = {
     "sft": {"rows": 128},
-    "rankings": {"lists": 40, "limit": 24},
+    "rankings": {"lists": 40, "held_out": 80, "limit": 24},
     "reward_model": {"lists": 40},
     "apa": {"iterations": 2, "batch_size": 16, "minibatch_size": 8, "max_new_tokens": 16},
     "laser": {"layers": 1, "rhos": (0.5,), "prompts": 8},

@@ -282,6 +282,7 @@ class RankingsConfig:
     """`lists` from the world, or every row of the Nectar-schema file at `path`."""
 
     lists: int = 7000
+    held_out: int | None = None  # test prompts with a list each; None takes all
     limit: int | None = None  # rows to read from the file; None reads all
     path: str = field(default="", metadata={"key": False})
     sha256: str = ""  # of the file's content; see `nectar_source`
@@ -328,5 +329,6 @@ def build_rankings(config: RankingsConfig, ctx: Context, world: World) -> Rankin
         parts = nectar.split(rows)
         return Rankings(parts.train, parts.validation, str(report))
     train = world.rankings(config.lists, seed=1)
-    validation = world.rankings(len(world.test), seed=2, prompts=world.test)
+    prompts = world.test[: config.held_out]
+    validation = world.rankings(len(prompts), seed=2, prompts=prompts)
     return Rankings(train, validation, f"world, seed {world.seed}: nothing to repair")
