@@ -444,7 +444,7 @@ def test_gold_reward_is_gold_for_each_conversation(world):
     assert (world.gold_reward(cut) <= rewards - 0.5).all()
 
 
-SIZES = {"rankings": {"lists": 30}}
+SIZES = {"rankings": {"lists": 30, "held_out": None}}
 
 
 def test_stages_are_built_and_read_back(tmp_path, world):
