@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from starling_nb.data.chat import EOT, conversation_to_prompt
 from starling_nb.data.world import make_world
 from starling_nb.policy import base
+from starling_nb.policy import rollout as rollout_module
 from starling_nb.store import MANIFEST, read_json, sha256_file
 
 TINY = base.BaseConfig(
@@ -109,12 +111,10 @@ def test_answers_are_cut_out_of_the_document(shipped, monkeypatch, document, ans
 
     def given(policy, prompts, **options):
         seen.update(options, prompts=prompts)
-        from types import SimpleNamespace
-
         ended = torch.tensor([document.endswith("</s>")])
         return SimpleNamespace(response_ids=torch.tensor([ids]), truncated=~ended)
 
-    monkeypatch.setattr(base, "rollout", given)
+    monkeypatch.setattr(rollout_module, "rollout", given)
     [conversation] = base.complete(policy, tokenizer, [question])
     assert conversation == [
         *question,

@@ -24,7 +24,7 @@ from transformers import (
 from starling_nb.data.chat import Conversation, conversation_to_prompt, train_tokenizer
 from starling_nb.data.world import World, make_world
 from starling_nb.device import Device, choose_device, progress
-from starling_nb.policy.rollout import rollout, row_seeds
+from starling_nb.policy.rollout import rollouts_by_length
 from starling_nb.profiles import PROFILES
 from starling_nb.store import MANIFEST, Context, sha256_file, stage, write_json
 
@@ -187,20 +187,17 @@ def complete(
         [tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids]
         for text in (conversation_to_prompt(c).strip() for c in conversations)
     ]
-    seeds = row_seeds(len(prompts), torch.Generator().manual_seed(seed))
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answered: dict[int, Conversation] = {}
-    for start in range(0, len(prompts), batch_size):
-        rows = by_length[start : start + batch_size]
-        sampled = rollout(
-            policy,
-            [prompts[i] for i in rows],
-            seeds=seeds[rows],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            eos_token_id=end,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    for rows, sampled in rollouts_by_length(
+        policy,
+        prompts,
+        seed=seed,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        eos_token_id=end,
+        pad_token_id=tokenizer.pad_token_id,
+    ):
         for i, ids, truncated in zip(rows, sampled.response_ids, sampled.truncated, strict=True):
             document = str(tokenizer.decode(ids, skip_special_tokens=True))
             text, human, _ = document.partition("\n\nHuman:")

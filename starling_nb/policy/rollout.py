@@ -1,6 +1,6 @@
 """Sampling answers from a policy, and the log-probabilities of answers it has sampled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -164,23 +164,39 @@ def respond(
     "finished": whether it ended with an end of turn or was cut at max_new_tokens.
     """
     prompts = [encode(tokenizer, conversation, mode=mode) for conversation in conversations]
-    seeds = row_seeds(len(prompts), torch.Generator().manual_seed(seed))
-    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answered: dict[int, Conversation] = {}
-    for start in range(0, len(prompts), batch_size):
-        rows = by_length[start : start + batch_size]
-        sampled = rollout(
-            policy,
-            [prompts[i] for i in rows],
-            seeds=seeds[rows],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    for rows, sampled in rollouts_by_length(
+        policy,
+        prompts,
+        seed=seed,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ):
         batch = append_answers(tokenizer, [conversations[i] for i in rows], sampled)
         answered.update(zip(rows, batch, strict=True))
     return [answered[i] for i in range(len(prompts))]
+
+
+def rollouts_by_length(
+    policy: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    seed: int,
+    batch_size: int,
+    **options,
+) -> Iterator[tuple[list[int], Rollout]]:
+    """Yield (rows, rollout of prompts[rows]) in batches of similar length, each row once.
+
+    Row i is sampled from (seed, i), whatever the batch size. options: those of `rollout`.
+    """
+    seeds = row_seeds(len(prompts), torch.Generator().manual_seed(seed))
+    by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(prompts), batch_size):
+        rows = by_length[start : start + batch_size]
+        yield rows, rollout(policy, [prompts[i] for i in rows], seeds=seeds[rows], **options)
 
 
 def append_answers(
