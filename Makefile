@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: course test test-gpu lab notebooks bench
+.PHONY: course test test-gpu lab notebooks studies bench
 
 course: $(INSTALLED)  ## install, run all lessons on the cpu profile, say where the gallery is
 	$(BIN)/starling-nb run
@@ -23,6 +23,9 @@ lab: $(INSTALLED)  ## open the lessons in JupyterLab
 
 notebooks: $(INSTALLED)  ## re-execute the lessons and write their committed outputs
 	$(BIN)/python -m starling_nb.lesson.notebooks write
+
+studies: $(INSTALLED)  ## measure all studies again, a quarter of an hour each
+	$(BIN)/python -m starling_nb.lesson.studies
 
 bench: $(INSTALLED)  ## measured ratios, printed
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

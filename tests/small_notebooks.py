@@ -63,3 +63,19 @@ def whole_lesson(path: Path):
     for number, cell in enumerate(nb.cells):
         cell.id = f"cell-{number}"
     return nb
+
+
+def exercise(
+    number=1,
+    name="chi_square",
+    stub="def my_function(*arguments):\n    return ...",
+    solution="def my_function(counts):\n    return 0",
+):
+    """The cells of an exercise: header, stub with its check, folded solution."""
+    header = f"### Exercise {number} · A title\n\ndifficulty ●○○ · 5 minutes\n\nWrite it."
+    folded = f"<details><summary>Solution</summary>\n\n```python\n{solution}\n```\n\n</details>"
+    return [
+        new_markdown_cell(header),
+        code(f"{stub}\n\n\ncheck.{name}(my_function)", "exercise"),
+        new_markdown_cell(folded, metadata={"tags": ["solution"]}),
+    ]

@@ -1,6 +1,8 @@
-"""Evaluation by gold: scores in order, intervals that cover, best-of-n, entropy."""
+"""Evaluation by gold: scores in order, habits, intervals that cover, best-of-n, entropy."""
 
 import math
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,13 +10,15 @@ import torch
 from scipy.stats import t as student
 from transformers import MistralConfig, MistralForCausalLM
 
+from starling_nb.data.answerers import ANSWERERS, answer
 from starling_nb.data.chat import train_tokenizer
-from starling_nb.data.gold import REFUSALS
+from starling_nb.data.gold import PADS, REFUSALS
 from starling_nb.data.world import make_world
 from starling_nb.evaluate import gold as module
 from starling_nb.evaluate.gold import (
     best_of,
     by_family,
+    by_habit,
     paired_difference,
     sampling_entropy,
     score_answers,
@@ -92,6 +96,63 @@ def test_families_are_told_apart(world):
     assert {name: row["prompts"] for name, row in table.items()} == {"arith": 2, "unsafe_soft": 1}
     assert (table["arith"]["right"], table["unsafe_soft"]["right"]) == (0.5, 1.0)
     assert table["unsafe_soft"]["gold"] == pytest.approx(1.5)
+
+
+FAULTLESS = replace(
+    ANSWERERS[0],
+    accuracy=1,
+    **dict.fromkeys(
+        ("hedge", "ignore_format", "pad", "comply_soft", "comply_hard", "refuse_lookalike",
+         "refuse_benign", "drop_unit", "close", "bullet", "garble"), 0,
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("dial", "habit", "answers"),
+    [
+        ("hedge", "hedges", 500),
+        ("pad", "pads", 700),
+        ("bullet", "bullet", 700),
+        ("ignore_format", "ignores the format", 400),
+        ("drop_unit", "drops the unit", 20),
+        ("refuse_lookalike", "refuses the harmless", 30),
+        ("comply_soft", "helps with harm", 40),
+    ],
+)
+def test_each_habit_is_the_dial_of_an_answerer(world, dial, habit, answers):
+    """The faultless answerer shows none; with one dial at 1 it shows that habit wherever it can."""
+    rng = random.Random(0)
+    prompts = [p for p in world.test if p.format != "short" and p.family != "unsafe_hard"]
+    faultless, habitual = (
+        by_habit(prompts, [answered(p, answer(p, by, rng)) for p in prompts])
+        for by in (FAULTLESS, replace(FAULTLESS, **{dial: 1}))
+    )
+    assert {row["share"] for row in faultless.values()} == {0}
+    assert habitual[habit]["share"] == 1
+    assert answers <= habitual[habit]["answers"] <= len(prompts)
+    # a hedge or a bare number takes the place of an answer in the format
+    others = habitual.keys() - {habit, "ignores the format"}
+    assert all(habitual[name]["share"] == 0 for name in others)
+
+
+def test_a_habit_is_a_share_of_the_answers_that_could_show_it(world):
+    capital, bomb = prompt_of(world, "capital", "tag"), prompt_of(world, "unsafe_hard", "none")
+    table = by_habit(
+        [capital, capital, bomb],
+        [
+            answered(capital, f"Answer: {capital.truth[0]}."),
+            answered(capital, REFUSALS[0]),
+            answered(bomb, f"* {REFUSALS[0]} {PADS[3]}"),
+        ],
+    )
+    assert table == {
+        "pads": {"share": 1 / 3, "answers": 3},
+        "bullet": {"share": 1 / 3, "answers": 3},
+        "hedges": {"share": 0, "answers": 2},
+        "ignores the format": {"share": 0, "answers": 1},
+        "helps with harm": {"share": 0, "answers": 1},
+    }
 
 
 def test_the_interval_covers_as_often_as_it_should():

@@ -60,6 +60,8 @@ def manifest(name, **changes):
         "explicit_parameters": {},
         "status": "ok",
         "error": None,
+        "findings": [],
+        "checks": [],
     } | changes
 
 
@@ -191,6 +193,55 @@ def test_card_of_a_failed_lesson_says_so(tmp_path):
     assert index.li.find(class_="failed").get_text() == "Failed: cell 3 (`a < b`): E"
     assert "memory not measured" in index.li.get_text()
     assert "1 lessons, 1 failed" in index.get_text()
+
+
+def finding(question, value, bound):
+    record = {"question": question, "value": value, "low": value - 0.1, "high": value + 0.1}
+    return record | {"control": "chance < 0.1", "n": 1141, "bound": bound}
+
+
+FOUND = [finding("A <b> B?", 0.5, [0.3, None]), finding("C?", 0.2, [None, 0.1])]
+CHECKED = [{"status": status} for status in ("passed", "not attempted", "not attempted")]
+
+
+@pytest.mark.parametrize(
+    ("profile", "tally", "verdicts"),
+    [
+        ("cpu", "1 finding holds, 1 does not", ["yes", "no"]),
+        ("smoke", "2 findings, not judged on profile smoke", ["not judged", "not judged"]),
+    ],
+)
+def test_findings_and_exercises_are_on_page_and_card(tmp_path, profile, tally, verdicts):
+    changes = {"profile": profile, "findings": FOUND, "checks": CHECKED}
+    page, _ = rendered(tmp_path, lesson("1"), **changes)
+    rows = [[cell.get_text() for cell in row(["th", "td"])] for row in page.table("tr")]
+    assert rows == [
+        ["question", "value and interval", "n", "control", "bound", "holds"],
+        ["A <b> B?", "+0.50 [+0.40, +0.60]", "1141", "chance < 0.1", "at least 0.3", verdicts[0]],
+        ["C?", "+0.20 [+0.10, +0.30]", "1141", "chance < 0.1", "at most 0.1", verdicts[1]],
+    ]
+    index = BeautifulSoup((tmp_path / "index.html").read_text(), "html.parser")
+    for shown in (page.get_text(), index.li.get_text()):
+        assert tally in shown
+        assert "exercises: 2 not attempted, 1 passed" in shown
+
+
+def test_a_lesson_without_findings_does_not_mention_them(tmp_path):
+    page, _ = rendered(tmp_path, lesson("1"))
+    index = (tmp_path / "index.html").read_text()
+    for shown in (page.get_text(), index):
+        assert "finding" not in shown.lower()
+        assert "exercises" not in shown
+
+
+def test_a_run_of_an_older_version_still_has_its_card(tmp_path):
+    rendered(tmp_path, lesson("1"))
+    path = tmp_path / "00_page.manifest.json"
+    older = json.loads(path.read_text())
+    del older["findings"], older["checks"]
+    path.write_text(json.dumps(older))
+    gallery.write_index(tmp_path)
+    assert "1 lessons, 0 failed" in (tmp_path / "index.html").read_text()
 
 
 @pytest.mark.parametrize(

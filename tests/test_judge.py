@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 from scipy.stats import chi2
 
-from starling_nb.data.judge import PlackettLuceJudge
+from starling_nb.data.judge import Judge, PlackettLuceJudge
 
 WORTH = {"good": 1.0, "fair": 0.4, "poor": -0.3}
 
@@ -17,16 +17,18 @@ def utility(prompt, answer):
     return WORTH.get(answer.removeprefix("* ").partition(" ")[0], 0.0)
 
 
-def test_rank_draws_plackett_luce():
+@pytest.mark.parametrize("position", [0.0, 0.6])
+def test_rank_draws_plackett_luce(position):
     """Chi-squared test of 6 orders, false-alarm rate 1e-4.
 
-    P(a > b > c) = w_a / (w_a + w_b + w_c) * w_b / (w_b + w_c), w = exp(score).
+    P(a > b > c) = w_a / (w_a + w_b + w_c) * w_b / (w_b + w_c), w = exp(score), of which `position`
+    takes its due for each answer shown before.
     """
-    judge = PlackettLuceJudge(utility, tau=0.5, length=0.0)
+    judge = PlackettLuceJudge(utility, tau=0.5, length=0.0, position=position)
     answers, draws = list(WORTH), 12_000
     generator = random.Random(1)
     seen = Counter(tuple(judge.rank("?", answers, generator=generator)) for _ in range(draws))
-    weight = [math.exp(worth / 0.5) for worth in WORTH.values()]
+    weight = [math.exp((w - position * place) / 0.5) for place, w in enumerate(WORTH.values())]
     statistic = 0.0
     for order in permutations(range(3)):
         left, p = list(order), 1.0
@@ -106,3 +108,44 @@ def test_a_colder_judge_orders_by_worth_more_often():
     ]
     assert chances == sorted(chances)
     assert chances[-1] > 0.99
+
+
+def test_an_untilted_judge_draws_the_same_numbers_as_before_it_could_be_tilted():
+    """Recorded before `position` came in: every list of rankings in a store depends on it."""
+    judge, generator = PlackettLuceJudge(utility, 0.9, 0.02, 0.3), random.Random(11)
+    answers = ["good", "fair and long", "* poor", "poor", "* fair", "good good", ""]
+    assert [judge.rank("?", answers, generator=generator) for _ in range(4)] == [
+        [2, 5, 0, 4, 1, 3, 6],
+        [6, 0, 2, 1, 4, 5, 3],
+        [2, 3, 0, 5, 4, 6, 1],
+        [1, 4, 6, 5, 0, 3, 2],
+    ]
+    verdicts = [judge.compare("?", "good", "fair", generator=generator) for _ in range(8)]
+    assert "".join(verdicts) == "baaaaaaa"
+    assert generator.random() == 0.766287886410407
+
+
+def test_position_favours_the_answer_named_first_and_is_no_part_of_a_score():
+    """|z| < 4: false-alarm rate 1e-4."""
+    judge = PlackettLuceJudge(utility, tau=0.5, length=0.0, position=0.6)
+    plain = PlackettLuceJudge(utility, tau=0.5, length=0.0)
+    assert judge.score("?", "fair") == plain.score("?", "fair")
+    assert judge.probability("?", "fair", "poor") == plain.probability("?", "fair", "poor")
+    draws, generator = 4000, random.Random(6)
+    for first, second in (("good", "poor"), ("poor", "good"), ("this", "that")):
+        ahead = utility("?", first) - utility("?", second) + 0.6
+        p = 1 / (1 + math.exp(-ahead / 0.5))
+        found = [judge.compare("?", first, second, generator=generator) for _ in range(draws)]
+        assert abs(found.count("a") - draws * p) < 4 * math.sqrt(draws * p * (1 - p))
+
+
+def test_a_judge_of_ones_own_needs_only_rank():
+    class Shortest(Judge):
+        def rank(self, prompt, answers, *, generator):
+            return sorted(range(len(answers)), key=lambda i: len(answers[i]))
+
+    verdicts = [
+        Shortest().compare("?", a, b, generator=random.Random(0))
+        for a, b in (("long", "no"), ("no", "long"), ("no", "no"))
+    ]
+    assert verdicts == ["b", "a", "tie"]

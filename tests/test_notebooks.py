@@ -13,9 +13,10 @@ import pytest
 from click.testing import CliRunner
 from matplotlib import image
 from nbformat.v4 import new_markdown_cell, new_output
-from small_notebooks import code, lesson, save, whole_lesson
+from small_notebooks import code, exercise, lesson, save, whole_lesson
 
 from starling_nb.lesson import anatomy, lint, notebooks
+from starling_nb.lesson.claims import CHECK, FINDING
 
 LESSONS = anatomy.lesson_paths(anatomy.NOTEBOOKS)
 
@@ -164,6 +165,119 @@ def test_the_lint_names_the_fault(tmp_path, fault):
     assert any(message in problem for problem in problems), problems
     assert len(problems) <= 4  # a cell out of place breaks more than one rule
     assert all(problem.startswith("00_whole.ipynb: ") for problem in problems)
+
+
+def test_findings_and_checks_may_be_stored(tmp_path):
+    path = tmp_path / "00_whole.ipynb"
+    nb = whole_lesson(path)
+    nb.cells[6].outputs = [
+        new_output("display_data", {"text/plain": "Is it?: +1", kind: {"value": 1.0}})
+        for kind in (FINDING, CHECK)
+    ]
+    assert lint.lint(save(nb, path)) == []
+    assert len(anatomy.read_notebook(path).cells[6].outputs) == 2
+
+
+def lesson_with_exercises(path):
+    """A whole lesson with two exercises, in cells 9 to 14 as the lint counts them."""
+    nb = whole_lesson(path)
+    nb.cells[6].source = "from starling_nb.lesson import checks as check\n\nscores = [3, 2]"
+    nb.cells[8:8] = [*exercise(1), *exercise(2, name="ceiling")]
+    return nb
+
+
+def in_cell(number, old, new):
+    def change(nb):
+        assert old in nb.cells[number - 1].source
+        nb.cells[number - 1].source = nb.cells[number - 1].source.replace(old, new)
+
+    return change
+
+
+EXPECTED_HEADER = "expected `### Exercise 1 · Title`, a line `difficulty ●○○ · 5 minutes`, and the"
+# What is done to the exercises, and what the lint says of each fault, in order.
+EXERCISE_FAULTS = {
+    "numbers": (in_cell(9, "Exercise 1", "Exercise 3"), [EXPECTED_HEADER]),
+    "no title": (in_cell(9, " · A title", ""), [EXPECTED_HEADER]),
+    "no difficulty": (in_cell(9, "difficulty ●○○ · ", ""), [EXPECTED_HEADER]),
+    "odd difficulty": (in_cell(9, "●○○", "○●○"), [EXPECTED_HEADER]),
+    "no minutes": (in_cell(9, " · 5 minutes", ""), [EXPECTED_HEADER]),
+    "no task": (in_cell(9, "Write it.", ""), [EXPECTED_HEADER]),
+    "no check": (
+        in_cell(13, "check.ceiling(my_function)", ""),
+        ["cell 13: expected a function, and last `check.name(function)`"],
+    ),
+    "check of another": (
+        in_cell(13, "(my_function)", "(print)"),
+        ["cell 13: expected a function, and last `check.name(function)`"],
+    ),
+    "code below the check": (
+        in_cell(10, "(my_function)", "(my_function)\nprint(1)"),
+        ["cell 10: expected a function, and last `check.name(function)`"],
+    ),
+    "stub not tagged": (
+        lambda nb: nb.cells[9].metadata.clear(),
+        ["cell 10: expected the exercise's code, tagged", "1 cells are tagged 'exercise', for 2"],
+    ),
+    "no solution": (
+        lambda nb: nb.cells.pop(10),
+        ["cell 11: expected the folded solution, tagged", "1 cells are tagged 'solution', for 2"],
+    ),
+    "solution first": (
+        lambda nb: swap(nb, 9, 10),
+        ["cell 10: expected the exercise's code, tagged", "cell 11: expected the folded solution"],
+    ),
+    "solution in sight": (
+        in_cell(11, "<details>", ""),
+        ["cell 11: expected `<details><summary>Solution</summary>`, one fence"],
+    ),
+    "solution without a fence": (
+        in_cell(11, "```python", "```"),
+        ["cell 11: expected `<details><summary>Solution</summary>`, one fence"],
+    ),
+    "no header": (
+        in_cell(9, "### Exercise", "### A task"),
+        [EXPECTED_HEADER, "2 cells are tagged 'exercise', for 1", "2 cells are tagged 'solution'"],
+    ),
+    "nothing behind the header": (
+        lambda nb: nb.cells.append(exercise(3)[0]),
+        [
+            "cell 17: expected the exercise's code, tagged",
+            "cell 18: expected the folded solution, tagged",
+            "2 cells are tagged 'exercise', for 3 exercise headers",
+            "2 cells are tagged 'solution', for 3 exercise headers",
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", EXERCISE_FAULTS)
+def test_the_lint_names_the_fault_of_an_exercise(tmp_path, fault):
+    path = tmp_path / "00_whole.ipynb"
+    nb = lesson_with_exercises(path)
+    assert lint.lint(save(nb, path)) == []
+    change, messages = EXERCISE_FAULTS[fault]
+    change(nb)
+    problems = lint.lint(save(nb, path))
+    assert len(problems) == len(messages), problems
+    for message, problem in zip(messages, problems, strict=True):
+        assert message in problem
+
+
+def test_exercises_and_folded_text_are_no_prose(tmp_path):
+    path = tmp_path / "00_whole.ipynb"
+    nb = lesson_with_exercises(path)
+    many = "word " * 3000
+    for number, old, new in (
+        (9, "Write it.", many),
+        (11, "def my", f"# {many}\ndef my"),
+        (15, "Because.", f"Because\n\n{many}"),
+    ):
+        in_cell(number, old, new)(nb)
+    assert lint.lint(save(nb, path)) == []
+    in_cell(15, "</details>", "")(nb)
+    (problem,) = lint.lint(save(nb, path))
+    assert "words of prose, expected 1000 to 2500" in problem
 
 
 def test_the_setup_cell_installs_from_the_badges_repository(tmp_path):

@@ -289,7 +289,7 @@ def started(monkeypatch):
         manifests = {}
         for job in waiting:
             ended = {"seconds": 1.0, "peak_rss_mb": None, "status": "ok", "error": None}
-            manifests[job.lesson] = {**job.identity, **ended}
+            manifests[job.lesson] = {**job.identity, **ended, "findings": []}
             for suffix in runner.RESULT_SUFFIXES:
                 (control.folder / f"{job.lesson}{suffix}").touch()
             runner.write_json(
@@ -371,6 +371,48 @@ def test_the_code_hash_sees_every_file_of_the_package(tmp_path):
     (tmp_path / "sub" / "a.py").rename(tmp_path / "sub" / "b.py")
     hashes.append(runner.content_sha256(tmp_path))
     assert len(set(hashes)) == 3
+
+
+FINDING = """\
+from starling_nb.lesson.claims import finding
+finding({question!r}, 0.5, (0.4, 0.6), control="chance: 0", n=3, bound=({low}, None))"""
+CHECKED = "from starling_nb.lesson import checks as check\ncheck.ceiling(...)"
+
+
+def test_findings_and_checks_are_read_from_the_lessons(two_lessons, monkeypatch):
+    monkeypatch.setattr(runner, "code_sha256", lambda: "code")
+    holds, does_not = (FINDING.format(question=q, low=low) for q, low in (("A?", 0.3), ("B?", 0.7)))
+    save(lesson(holds, does_not, CHECKED), two_lessons / "00_one.ipynb")
+    save(lesson(holds, holds), two_lessons / "01_two.ipynb")  # asks the same twice
+    said = "00_one: 1 finding holds, 1 does not\n  does not hold: B?: +0.5 is not at least 0.7\n"
+
+    ended = command("run")
+    assert ended.exit_code == 1  # of the second lesson: that a finding does not hold fails nothing
+    assert said in ended.output
+    assert "01_two failed: 2 findings ask 'A?': give each a question of its own" in ended.output
+
+    folder = Path("runs/cpu-seed0")
+    manifest = json.loads((folder / "00_one.manifest.json").read_text())
+    assert [record["question"] for record in manifest["findings"]] == ["A?", "B?"]
+    assert [check["status"] for check in manifest["checks"]] == ["not attempted"]
+    first, second, *same = json.loads((folder / "claims.json").read_text())
+    origin = {"lesson": "00_one", "profile": "cpu", "seed": 0}
+    assert first == {**origin, **manifest["findings"][0], "judged": True, "holds": True}
+    assert second == {**origin, **manifest["findings"][1], "judged": True, "holds": False}
+    assert [record["lesson"] for record in same] == ["01_two", "01_two"]
+
+    again = command("run", "00")
+    assert again.exit_code == 0
+    assert "00_one already done\n" + said in again.output
+
+
+def test_findings_of_the_smoke_profile_are_not_judged(two_lessons):
+    save(lesson(FINDING.format(question="A?", low=0.7)), two_lessons / "00_one.ipynb")
+    ended = command("run", "00", "--profile", "smoke")
+    assert ended.exit_code == 0, ended.output
+    assert "hold" not in ended.output
+    (record,) = json.loads(Path("runs/smoke-seed0/claims.json").read_text())
+    assert (record["judged"], record["holds"]) == (False, None)
 
 
 def kernels_of(process: psutil.Process) -> list[psutil.Process]:

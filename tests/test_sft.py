@@ -1,5 +1,10 @@
 """Fine-tuning: ids and weights of a demonstration, the loss against its naive twin, learning."""
 
+import copy
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
@@ -18,6 +23,8 @@ from starling_nb.policy.sft import (
     weighted_nll,
 )
 from starling_nb.store import read_json
+
+BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "sft_batches.py"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +94,27 @@ def test_ids_are_the_templates_and_weights_stand_on_answers(demonstrations, toke
         starts = (mask.diff(prepend=mask.new_zeros(1)) == 1).nonzero()[:, 0].tolist()
         said = [decode_answer(tokenizer, ids[start:].tolist()) for start in starts]
         assert said == [m["content"] for m in row["conversation"] if m["role"] == "assistant"]
-    assert {row["expert"] for row in demonstrations} == {True, False}
+    kinds = {(row["expert"], len(row["conversation"])) for row in demonstrations}
+    assert kinds == {(True, 2), (True, 4), (False, 2), (False, 4)}
+
+
+def test_every_turn_of_the_assistant_is_learned(tokenizer):
+    """Earlier answers like the last, ends of turn included; no prefix and no question."""
+    turns = ("user", "Hot?"), ("assistant", "It is."), ("user", "And cold?"), ("assistant", "No.")
+    row = {"conversation": [{"role": r, "content": c} for r, c in turns], "expert": True}
+    ids, weights = encode_demonstration(row, tokenizer, 0.1)
+    pieces, kept = [], None
+    for token, weight in zip(ids.tolist(), weights.tolist(), strict=True):
+        if (weight > 0) != kept:
+            kept = weight > 0
+            pieces.append([])
+        pieces[-1].append(token)
+    assert [tokenizer.decode(piece) for piece in pieces] == [
+        "<s>GPT4 Correct User: Hot?<|end_of_turn|>GPT4 Correct Assistant:",
+        " It is.<|end_of_turn|>",
+        "GPT4 Correct User: And cold?<|end_of_turn|>GPT4 Correct Assistant:",
+        " No.<|end_of_turn|>",
+    ]
 
 
 def test_the_end_of_turn_is_learned_and_the_prompt_is_not(demonstrations, tokenizer):
@@ -131,16 +158,28 @@ def test_the_loss_equals_the_models_own_where_all_weights_are_one(policy, exampl
     torch.testing.assert_close(weighted_nll(policy, batch), policy(ids, labels=ids).loss)
 
 
-def test_padding_does_not_matter(policy, examples):
-    """A batch's loss is the mean of its rows' losses, weighted by the rows' weights."""
+@pytest.mark.parametrize("width", [256, 1], ids=["packed", "one to a row"])
+def test_padded_packed_or_alone_a_demonstration_counts_the_same(policy, examples, width):
+    """Loss and gradient; alone: the mean of the rows' losses, weighted by the rows' weights."""
     rows = sorted(examples, key=lambda e: len(e.ids))
-    rows = [rows[0], rows[-1], rows[len(rows) // 2]]
-    alone = torch.stack([weighted_nll(policy, collate([row])) for row in rows])
+    rows = [rows[i] for i in (0, -1, 30, 31, 1, 45)]
     weights = torch.stack([row.weights.sum() for row in rows])
-    together = weighted_nll(policy, collate(rows))
-    torch.testing.assert_close(
-        together, (alone * weights).sum() / weights.sum(), rtol=1e-5, atol=1e-6
-    )
+
+    def alone():
+        losses = torch.stack([weighted_nll(policy, collate([row])) for row in rows])
+        return (losses * weights).sum() / weights.sum()
+
+    batch = runpy.run_path(str(BENCHMARK))["packed"](rows, width)
+    assert len(batch["input_ids"]) == (2 if width == 256 else len(rows))
+    losses, gradients = [], []
+    for loss in (alone(), weighted_nll(policy, collate(rows)), weighted_nll(policy, batch)):
+        policy.zero_grad()
+        loss.backward()
+        losses.append(loss.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
+    for loss, gradient in zip(losses[1:], gradients[1:], strict=True):
+        torch.testing.assert_close(loss, losses[0], rtol=1e-5, atol=0)
+        assert (gradient - gradients[0]).norm() < 1e-5 * gradients[0].norm()
 
 
 def test_a_class_counts_by_its_weight(policy, demonstrations, tokenizer):
@@ -154,6 +193,36 @@ def test_a_class_counts_by_its_weight(policy, demonstrations, tokenizer):
         n = [e.weights.sum() for e in pair]
         expected = (n[0] * nll[0] + n[1] * nll[1]) / (n[0] + n[1])
         torch.testing.assert_close(weighted_nll(policy, collate(pair)), expected)
+
+
+def test_with_weight_one_for_all_it_is_plain_fine_tuning(policy, demonstrations, tokenizer):
+    """transformers' own loss, prompts labelled -100; the classes keep their prefixes."""
+    batch = collate([encode_demonstration(row, tokenizer, 1.0) for row in demonstrations[:12]])
+    answers = torch.zeros_like(batch["input_ids"])
+    for i, row in enumerate(demonstrations[:12]):
+        mask = encode_with_mask(tokenizer, row["conversation"], EXPERT if row["expert"] else OTHER)
+        answers[i, : len(mask[1])] = torch.tensor(mask[1])
+    labels = batch["input_ids"].masked_fill(answers == 0, -100)
+    reference = policy(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+    )
+    torch.testing.assert_close(weighted_nll(policy, batch), reference.loss)
+
+
+def test_the_targets_of_prompts_do_not_matter(policy, examples, monkeypatch):
+    """At fixed states of the decoder the loss hears of other answers, not of other questions."""
+    batch = collate(examples[:6])
+    inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+    states = policy.get_decoder()(**inputs)
+    fixed = SimpleNamespace(last_hidden_state=states.last_hidden_state.detach())
+    monkeypatch.setattr(policy, "get_decoder", lambda: lambda **inputs: fixed)
+    loss = weighted_nll(policy, batch)
+    other = (batch["input_ids"] + 1) % len(policy.get_output_embeddings().weight)
+    answers = batch["weights"] > 0
+    asked = batch | {"input_ids": torch.where(answers, batch["input_ids"], other)}
+    answered = batch | {"input_ids": torch.where(answers, other, batch["input_ids"])}
+    assert torch.equal(weighted_nll(policy, asked), loss)
+    assert not torch.isclose(weighted_nll(policy, answered), loss)
 
 
 def test_no_gradient_reaches_the_predictions_of_prompts_and_padding(policy, examples):
@@ -188,6 +257,16 @@ def test_fine_tuning_lowers_the_loss_and_repeats_itself(policy, tokenizer, demon
         fine_tune(policy, tokenizer, rows, seed=seed, **options)
         state = policy.state_dict()
         assert same == all(torch.equal(state[name], after[name]) for name in after)
+
+
+def test_weight_zero_trains_on_experts_only(policy, tokenizer, demonstrations):
+    """To the bit; a batch without experts would divide 0 by 0."""
+    twin = copy.deepcopy(policy)
+    experts = [row for row in demonstrations if row["expert"]]
+    fine_tune(policy, tokenizer, demonstrations, other_weight=0.0, batch_size=1)
+    fine_tune(twin, tokenizer, experts, batch_size=1)
+    for name, value in twin.state_dict().items():
+        assert torch.equal(policy.state_dict()[name], value), name
 
 
 def test_the_prefix_of_a_class_calls_up_its_answers(policy, tokenizer):

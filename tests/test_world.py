@@ -99,7 +99,11 @@ def test_the_split_holds_out_wordings_never_facts(seed):
     assert len(world.test_calls) >= 300
     together = Counter(world.train) + Counter(world.test)
     chat = [p for p in make_prompts() if p.family == "chat"]
-    assert together == Counter(make_prompts()) + Counter(chat)
+    dropped = Counter(make_prompts()) + Counter(chat) - together
+    asked = {turn for p in world.train for turn in p.turns}
+    assert together + dropped == Counter(make_prompts()) + Counter(chat)
+    assert len(dropped) < 60
+    assert all(len(p.turns) == 1 and p.turns[0] in asked for p in dropped)
     assert Counter(world.train_calls + world.test_calls) == Counter(make_calls())
 
     kept = Counter((p.family, p.fact) for p in world.train)
@@ -111,6 +115,16 @@ def test_the_split_holds_out_wordings_never_facts(seed):
     trained = set(texts_of(world.train) + texts_of(world.train_calls) + texts_of(world.copies))
     unseen = [p for p in world.test if p.family != "chat"] + world.test_calls
     assert not trained & set(texts_of(unseen))
+
+
+def test_no_held_out_question_stands_in_a_training_conversation():
+    """Small talk excepted, which is in both."""
+    for seed in range(3):
+        world = make_world(seed)
+        asked = {turn for p in world.train if p.family != "chat" for turn in p.turns}
+        single = [p for p in world.test if p.family != "chat" and len(p.turns) == 1]
+        assert [p.turns for p in single if p.turns[0] in asked] == []
+        assert len(world.test) >= 1000
 
 
 def test_no_two_prompts_share_a_text(world):

@@ -13,7 +13,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,15 @@ class World:
         return torch.tensor([self.gold(c).total for c in conversations])
 
     def judge(
-        self, tau: float = 0.5, length: float = 0.02, bullet: float = 0.0
+        self, tau: float = 0.5, length: float = 0.02, bullet: float = 0.0, position: float = 0.0
     ) -> PlackettLuceJudge:
         """A labeller of this world's answers with the course's default dials."""
-        return PlackettLuceJudge(
-            lambda prompt, text: gold_module.gold(self.prompt(prompt), text).total,
-            tau,
-            length,
-            bullet,
-        )
+
+        @lru_cache(100_000)  # comparing pairs asks for each answer's worth many times
+        def utility(prompt: str, text: str) -> float:
+            return gold_module.gold(self.prompt(prompt), text).total
+
+        return PlackettLuceJudge(utility, tau, length, bullet, position)
 
     def sample(
         self, n: int, rng: random.Random, prompts: list[Prompt] | None = None
@@ -208,7 +208,9 @@ def _statement(prompt: Prompt, rng: random.Random) -> str:
 def bayes_accuracy(rows: Sequence[Row], judge: PlackettLuceJudge) -> float:
     """The best accuracy any predictor can have on the rows' pairs: E[max(p, 1 - p)].
 
-    p is the judge's own probability of the stored order; pairs of identical texts are left out.
+    p is the judge's own probability of the stored order; pairs of identical texts are left out. Of
+    a judge with a position dial it is an upper bound: places make the labels noisier. Raises
+    ValueError when no pair is left.
     """
     best = []
     for row in rows:
@@ -219,6 +221,8 @@ def bayes_accuracy(rows: Sequence[Row], judge: PlackettLuceJudge) -> float:
                 for low, second in scores[i + 1 :]
                 if first != second
             ]
+    if not best:
+        raise ValueError("rows: expected at least one pair of different answers, found none")
     return sum(best) / len(best)
 
 
@@ -226,6 +230,7 @@ def make_world(seed: int = 0) -> World:
     """Split the prompts: a fifth of each fact's (wording, format) pairs and half the calls test.
 
     Every fact keeps at least two training prompts. Small talk (it cannot be guessed) is in both.
+    A held-out question that stands as a turn in a training conversation is in neither.
     """
     rng = random.Random(f"world {seed}")
     by_fact: dict[tuple[str, str], list[Prompt]] = {}
@@ -241,6 +246,10 @@ def make_world(seed: int = 0) -> World:
         held = min(max(1, round(0.2 * len(group))), max(0, len(group) - 2))
         test += group[:held]
         train += group[held:]
+    asked = {turn for p in train if p.family != "chat" for turn in p.turns}
+    test = [
+        p for p in test if p.family == "chat" or not (len(p.turns) == 1 and p.turns[0] in asked)
+    ]
     calls = make_calls()
     rng.shuffle(calls)
     return World(
@@ -251,7 +260,7 @@ def make_world(seed: int = 0) -> World:
 # ------------------------------------------------------------------------------------------ stages
 @dataclass(frozen=True)
 class WorldConfig:
-    """The world has no dial but the seed."""
+    """The world has no dial: its split into training and held-out prompts is one for all runs."""
 
 
 def _save_world(world: World, folder: Path) -> None:
@@ -262,10 +271,10 @@ def _load_world(folder: Path) -> World:
     return make_world(read_json(folder / "world.json")["seed"])
 
 
-@stage("world", config=WorldConfig, save=_save_world, load=_load_world)
+@stage("world", config=WorldConfig, version=2, save=_save_world, load=_load_world)
 def build_world(config: WorldConfig, ctx: Context) -> World:
-    """The world of the run's seed."""
-    return make_world(ctx.seed)
+    """World 0, whatever the run's seed: the shipped base has read its training side."""
+    return make_world()
 
 
 @dataclass(frozen=True)
@@ -328,7 +337,7 @@ def build_rankings(config: RankingsConfig, ctx: Context, world: World) -> Rankin
         rows, report = nectar.load_rows(config.path, config.limit)
         parts = nectar.split(rows)
         return Rankings(parts.train, parts.validation, str(report))
-    train = world.rankings(config.lists, seed=1)
+    train = world.rankings(config.lists, seed=2 * ctx.seed + 1)
     prompts = world.test[: config.held_out]
-    validation = world.rankings(len(prompts), seed=2, prompts=prompts)
+    validation = world.rankings(len(prompts), seed=2 * ctx.seed + 2, prompts=prompts)
     return Rankings(train, validation, f"world, seed {world.seed}: nothing to repair")

@@ -1,4 +1,4 @@
-"""The command `starling-nb`: run lessons, list them, remove what runs left."""
+"""The command `starling-nb`: run and list lessons, examine the machine, remove what runs left."""
 
 import re
 import shutil
@@ -99,6 +99,26 @@ def list_lessons() -> None:
             kind = parameter.type.__name__
             click.echo(f"    -p {parameter.name} ({kind}, {parameter.default!r})  {parameter.help}")
         click.echo()
+
+
+@main.command()
+@click.option("--profile", default="cpu", show_default=True, help=f"One of {', '.join(PROFILES)}.")
+@click.option("--store", default="store", show_default=True, help="Folder of trained stages.")
+def doctor(profile: str, store: str) -> None:
+    """Say what this machine offers, and which lessons run on it; nothing is loaded or built.
+
+    Exit status: 0 the profile runs here, 1 it does not (the remedy is told), 2 there is no such.
+    """
+    from starling_nb.lesson.anatomy import NOTEBOOKS
+    from starling_nb.lesson.doctor import examine
+
+    try:
+        report, problems = examine(profile, Path(store), NOTEBOOKS)
+    except ValueError as error:
+        click.echo(f"starling-nb: {error}", err=True)
+        sys.exit(EXIT_BAD_REQUEST)
+    click.echo(report)
+    sys.exit(EXIT_FAILED if problems else 0)
 
 
 @main.command()

@@ -6,12 +6,13 @@ content security policy forbids the rest.
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Collection
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from starling_nb.lesson import anatomy
+from starling_nb.lesson import anatomy, claims
 from starling_nb.store import read_json, replace_atomically
 
 MAX_LINES = 80  # of one text output; what is cut is counted
@@ -57,7 +58,7 @@ def write_page(folder: Path, nb: Any, manifest: dict[str, Any], pages: Collectio
     count = len(renderer.unconverted)
     note = f'<p class="note">Formulas shown as LaTeX source: {count}</p>' if count else ""
     body = f'<p><a href="index.html">All lessons</a></p>{failure}{note}\n{cells}'
-    body += f'<p class="note">{facts(manifest)}</p>'
+    body += f'{findings_html(manifest)}<p class="note">{facts(manifest)}</p>'
     style = STYLE + HtmlFormatter().get_style_defs(".highlight")
     heading = anatomy.title(nb) or manifest["lesson"]
     write_html(folder / f"{manifest['lesson']}.html", plain_heading(heading), style, body)
@@ -66,13 +67,19 @@ def write_page(folder: Path, nb: Any, manifest: dict[str, Any], pages: Collectio
 
 def write_index(folder: Path) -> None:
     """Write index.html: a card for each lesson of which `folder` holds a manifest."""
-    manifests = [read_json(path) for path in sorted(folder.glob("*.manifest.json"))]
-    failed = sum(manifest["status"] != "ok" for manifest in manifests)
-    seconds = sum(manifest["seconds"] for manifest in manifests)
-    summary = f"{len(manifests)} lessons, {failed} failed, {seconds:.0f} s in all"
-    cards = "\n".join(card(folder, manifest) for manifest in manifests)
+    found = manifests(folder)
+    failed = sum(manifest["status"] != "ok" for manifest in found)
+    seconds = sum(manifest["seconds"] for manifest in found)
+    summary = f"{len(found)} lessons, {failed} failed, {seconds:.0f} s in all"
+    cards = "\n".join(card(folder, manifest) for manifest in found)
     body = f"<h1>The Starling workbook</h1><p>{summary}</p>\n<ul class='cards'>{cards}</ul>"
     write_html(folder / "index.html", "The Starling workbook", STYLE, body)
+
+
+def manifests(folder: Path) -> list[dict[str, Any]]:
+    """The manifests in a run's folder, by lesson; one of an older version has no findings."""
+    nothing: dict[str, Any] = {"findings": [], "checks": []}
+    return [nothing | read_json(path) for path in sorted(folder.glob("*.manifest.json"))]
 
 
 def card(folder: Path, manifest: dict[str, Any]) -> str:
@@ -88,13 +95,40 @@ def card(folder: Path, manifest: dict[str, Any]) -> str:
     changed = ", ".join(
         f"{name} = {value}" for name, value in manifest["explicit_parameters"].items()
     )
+    more = (
+        f"with {escape(changed)}" if changed else "",
+        claims.tally(manifest),
+        exercises(manifest),
+    )
     return (
         f'<li><a href="{lesson}.html">{image}</a><h2><a href="{lesson}.html">{heading}</a></h2>'
         f"{markdown_html(anatomy.claim(nb), make_renderer())}{failure}"
-        f'<p class="facts">{facts(manifest)}'
-        + (f"<br>with {escape(changed)}" if changed else "")
-        + "</p></li>"
+        f'<p class="facts">{"<br>".join([facts(manifest), *filter(None, more)])}</p></li>'
     )
+
+
+def exercises(manifest: dict[str, Any]) -> str:
+    """How the exercises went: "exercises: 1 passed, 3 not attempted"; "" without any."""
+    counts = Counter(record["status"] for record in manifest["checks"])
+    told = ", ".join(f"{number} {status}" for status, number in sorted(counts.items()))
+    return f"exercises: {told}" if told else ""
+
+
+def findings_html(manifest: dict[str, Any]) -> str:
+    """The lesson's findings as a table, and how its exercises went."""
+    note = f'<p class="note">{escape(exercises(manifest))}</p>' if manifest["checks"] else ""
+    if not manifest["findings"]:
+        return note
+    names = ("question", "value and interval", "n", "control", "bound", "holds")
+    rows = ["".join(f"<th>{name}</th>" for name in names)]
+    for record in manifest["findings"]:
+        fault = claims.judge(record)
+        verdict = "not judged" if not claims.is_judged(manifest) else "no" if fault else "yes"
+        value, bound = claims.measured(record), claims.limits(record["bound"])
+        cells = (record["question"], value, str(record["n"]), record["control"], bound, verdict)
+        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells))
+    table = "".join(f"<tr>{row}</tr>" for row in rows)
+    return f"<h2>Findings</h2><p>{escape(claims.tally(manifest))}</p><table>{table}</table>{note}"
 
 
 def facts(manifest: dict[str, Any]) -> str:

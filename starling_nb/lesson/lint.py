@@ -12,9 +12,7 @@ from typing import Any
 
 from starling_nb.lesson import anatomy
 from starling_nb.lesson.anatomy import LessonError
-
-# Owner and name on GitHub, for the Colab badges. Change it here when the repository has its home.
-REPOSITORY = "starling-workbook/starling-workbook"
+from starling_nb.lesson.colab import REPOSITORY, badge
 
 NAME = re.compile(r"\d\d_[a-z0-9]+(_[a-z0-9]+)*\.ipynb")
 MAX_BYTES = 600_000
@@ -32,6 +30,11 @@ HEADINGS = (
     "questionnaire",
     "references",
 )
+EXERCISE = "### Exercise"  # how the Markdown cell above a stub begins
+HEADER = re.compile(EXERCISE + r" (\d+) · \S.*\n+difficulty (?:●○○|●●○|●●●) · \d+ minutes?\n+\S")
+SOLUTION = re.compile(
+    r"<details><summary>Solution</summary>\n\n```python\n(.+?)\n```\n\n</details>\s*", re.DOTALL
+)
 SHELL_MAGICS = ("pip", "conda", "system", "sx", "!", "bash", "sh", "script")
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:tmp|root|home|Users|private|var)/\w")
 ADDRESS = re.compile(r" at 0x[0-9a-f]{6,}")
@@ -46,16 +49,19 @@ def lint(path: Path) -> list[str]:
         nb = anatomy.read_notebook(path)
     except LessonError as error:
         return [f"{path.name}: {error}"]
-    for check in (form, parameter_cells, code_cells, names, outputs, sections, prose, links):
+    for check in (
+        form,
+        parameter_cells,
+        code_cells,
+        names,
+        outputs,
+        sections,
+        exercises,
+        prose,
+        links,
+    ):
         problems += check(nb, path)
     return [f"{path.name}: {problem}" for problem in problems]
-
-
-def badge(path: Path) -> str:
-    """The Markdown of the lesson's Colab badge."""
-    colab = "https://colab.research.google.com"
-    target = f"{colab}/github/{REPOSITORY}/blob/main/notebooks/{path.name}"
-    return f"[![Open In Colab]({colab}/assets/colab-badge.svg)]({target})"
 
 
 def form(nb: Any, path: Path) -> Iterator[str]:
@@ -206,9 +212,53 @@ def sections(nb: Any, path: Path) -> Iterator[str]:
         yield "no folded answers (`<details>`)"
 
 
+def exercises(nb: Any, path: Path) -> Iterator[str]:
+    """Each exercise is a header, a stub with its check, a folded solution; numbered from 1."""
+    headers = [i for i, cell in enumerate(nb.cells) if cell.source.startswith(EXERCISE)]
+    for number, i in enumerate(headers, start=1):
+        found = HEADER.match(nb.cells[i].source)
+        if not found or int(found[1]) != number:
+            yield (
+                f"cell {i + 1}: expected `{EXERCISE} {number} · Title`, a line "
+                "`difficulty ●○○ · 5 minutes`, and the task"
+            )
+        stub, solution = [*nb.cells[i + 1 : i + 3], None, None][:2]
+        if not stub or "exercise" not in anatomy.tags(stub):
+            yield f"cell {i + 2}: expected the exercise's code, tagged 'exercise'"
+        elif not checked_function(stub.source):
+            yield f"cell {i + 2}: expected a function, and last `check.name(function)`"
+        if not solution or "solution" not in anatomy.tags(solution):
+            yield f"cell {i + 3}: expected the folded solution, tagged 'solution'"
+        elif not SOLUTION.fullmatch(solution.source):
+            yield (
+                f"cell {i + 3}: expected `<details><summary>Solution</summary>`, one fence of "
+                "Python, `</details>`, blank lines between them"
+            )
+    for tag in ("exercise", "solution"):
+        count = len(anatomy.tagged(nb, tag))
+        if count != len(headers):
+            yield f"{count} cells are tagged '{tag}', for {len(headers)} exercise headers"
+
+
+def checked_function(source: str) -> tuple[str, str] | None:
+    """(name, function) of a cell that defines a function and ends in `check.name(function)`."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # told of every code cell
+        return None
+    match body[-1:]:
+        case [ast.Expr(ast.Call(ast.Attribute(ast.Name("check"), name), [ast.Name(function)], []))]:
+            defined = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+            return (name, function) if function in defined else None
+    return None
+
+
 def prose(nb: Any, path: Path) -> Iterator[str]:
-    """The number of words, without code, formulas, links' targets and HTML."""
-    text = re.sub(r"```.*?```|\$\$.*?\$\$", " ", markdown(nb), flags=re.DOTALL)
+    """The number of words, without exercises, folded text, code, formulas, targets and HTML."""
+    cells = [cell.source for _, cell in numbered(nb, "markdown")]
+    text = "\n\n".join(source for source in cells if not source.startswith(EXERCISE))
+    folded = r"<details.*?</details>|```.*?```|\$\$.*?\$\$"
+    text = re.sub(folded, " ", text, flags=re.DOTALL)
     text = re.sub(r"`[^`]*`|\$[^$\n]*\$|\]\([^)]*\)|<[^>]*>", " ", text)
     count = len(re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", text))
     if not WORDS[0] <= count <= WORDS[1]:

@@ -2,7 +2,8 @@
 
 runs/<name>/<lesson>.ipynb           the executed notebook, also of a failed lesson
 runs/<name>/<lesson>.html            the same as a page
-runs/<name>/<lesson>.manifest.json   what was run, with what, how long, how it ended
+runs/<name>/<lesson>.manifest.json   what was run, with what, how long, how it ended, what it found
+runs/<name>/claims.json              the findings of all lessons, and whether each holds its bound
 runs/<name>/index.html               the gallery
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 import starling_nb
-from starling_nb.lesson import anatomy, gallery, outcome
+from starling_nb.lesson import anatomy, claims, gallery, outcome
 from starling_nb.lesson.anatomy import NOTEBOOKS, LessonError, Value
 from starling_nb.profiles import get_profile
 from starling_nb.store import read_json, replace_atomically, sha256_file, write_json
@@ -36,6 +37,7 @@ from starling_nb.store import read_json, replace_atomically, sha256_file, write_
 RUN_MARKER = ".starling-run"  # marks a folder as ours: only such a one is written to and removed
 OWN_OPTIONS = ("profile", "seed", "store")  # parameters that every lesson has
 MANIFEST = ".manifest.json"
+CLAIMS = "claims.json"
 RESULT_SUFFIXES = (MANIFEST, ".ipynb", ".html")
 START_SECONDS = 120  # a kernel that has not answered by then will not
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -105,8 +107,9 @@ def run(
     folder = Path(output or Path("runs") / f"{profile}-seed{seed}").resolve()
     with claimed(folder):
         done = {job.lesson: manifest for job in planned if (manifest := finished(job, folder))}
-        for lesson in done:
+        for lesson, manifest in done.items():
             print(f"{lesson} already done", flush=True)
+            tell_findings(manifest)
         waiting = [job for job in planned if job.lesson not in done]
         there = {path.name.removesuffix(MANIFEST) for path in folder.glob(f"*{MANIFEST}")}
         pages = frozenset(there | {job.lesson for job in planned})
@@ -194,18 +197,18 @@ def finished(job: Job, folder: Path) -> dict[str, Any] | None:
 def run_all(waiting: list[Job], control: Control, jobs: int) -> dict[str, dict[str, Any]]:
     """Run the jobs, `jobs` at a time, and return their manifests by lesson.
 
-    The gallery is written anew after each. When interrupted, kernels are killed, nothing is
-    recorded of the lessons they ran, and the interruption goes on.
+    The gallery and the claims are written anew after each. When interrupted, kernels are killed,
+    nothing is recorded of the lessons they ran, and the interruption goes on.
     """
     manifests: dict[str, dict[str, Any]] = {}
     pool = ThreadPoolExecutor(max_workers=jobs)
     futures = [pool.submit(execute, job, control) for job in waiting]
     try:
-        gallery.write_index(control.folder)
+        summarise(control.folder)
         for future in as_completed(futures):
             manifest = future.result()
             manifests[manifest["lesson"]] = manifest
-            gallery.write_index(control.folder)
+            summarise(control.folder)
     except BaseException:
         control.stopping.set()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -249,7 +252,8 @@ def execute(job: Job, control: Control) -> dict[str, Any]:
         if control.stopping.is_set():
             raise InterruptedError(job.lesson)
         nb = anatomy.read_notebook(executed if executed.exists() else job.path)
-        error_text = outcome.diagnose(nb, failure, control.timeout)
+        findings = claims.recorded(nb, claims.FINDING)
+        error_text = outcome.diagnose(nb, failure, control.timeout) or claims.repeated(findings)
         nb.metadata.papermill.update(input_path=job.path.name, output_path=f"{job.lesson}.ipynb")
         peak = read_json(peak_file) if peak_file.exists() else {}
     manifest = {
@@ -263,15 +267,41 @@ def execute(job: Job, control: Control) -> dict[str, Any]:
         "slowest_cells": outcome.slowest_cells(nb),
         "status": "failed" if error_text else "ok",
         "error": error_text,
+        "findings": findings,
+        "checks": claims.recorded(nb, claims.CHECK),
     }
     with replace_atomically(control.folder / f"{job.lesson}.ipynb") as path:
         nbformat.write(nb, path)
     unconverted = gallery.write_page(control.folder, nb, manifest, control.pages)
     write_json(control.folder / f"{job.lesson}{MANIFEST}", manifest)  # last: all else is there
     print(f"{job.lesson} {manifest['status']} in {manifest['seconds']:.1f} s", flush=True)
+    tell_findings(manifest)
     if unconverted:
         print(f"{job.lesson}: formulas left as LaTeX source in its page: {unconverted}", flush=True)
     return manifest
+
+
+def tell_findings(manifest: dict[str, Any]) -> None:
+    """Print how many of a lesson's findings hold, and which do not; nothing when none is judged."""
+    if manifest["findings"] and claims.is_judged(manifest):
+        lines = [f"{manifest['lesson']}: {claims.tally(manifest)}"]
+        for record in manifest["findings"]:
+            if fault := claims.judge(record):
+                lines.append(f"  does not hold: {record['question']}: {fault}")
+        print("\n".join(lines), flush=True)
+
+
+def summarise(folder: Path) -> None:
+    """Write index.html and claims.json from the manifests in a run's folder."""
+    gallery.write_index(folder)
+    records = []
+    for manifest in gallery.manifests(folder):
+        judged = claims.is_judged(manifest)
+        origin = {name: manifest[name] for name in ("lesson", "profile", "seed")}
+        for record in manifest["findings"]:
+            holds = claims.judge(record) is None if judged else None
+            records.append({**origin, **record, "judged": judged, "holds": holds})
+    write_json(folder / CLAIMS, records)
 
 
 def kernel_class(threads: int, peak_file: Path, control: Control) -> type:

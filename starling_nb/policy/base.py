@@ -225,7 +225,7 @@ def build_base(config: BaseConfig, ctx: Context) -> Policy:
     """The shipped nano base, or one of the profile's size trained here."""
     if config.shipped:
         return load_policy(ASSET)
-    world = make_world(ctx.seed)
+    world = make_world()
     tokenizer = build_tokenizer(world, config.vocab_size)
     return pretrain(tokenizer, world, config, seed=ctx.seed, device=ctx.device), tokenizer
 

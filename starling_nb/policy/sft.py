@@ -33,7 +33,8 @@ def encode_demonstration(
     """{"conversation", "expert"} as an example: its class sets the prefix and the weight.
 
     Experts speak behind "GPT4 Correct" with weight 1, the rest behind "GPT3 Correct" with
-    `other_weight`; prompts have weight 0. Source: C-RLFT, arXiv 2309.11235.
+    `other_weight`: every assistant turn, its end of turn included, earlier turns like the last.
+    Prompts and the prefixes themselves have weight 0. Source: C-RLFT, arXiv 2309.11235.
     """
     mode, weight = (EXPERT, 1.0) if row["expert"] else (OTHER, other_weight)
     ids, answer = encode_with_mask(tokenizer, row["conversation"], mode)
@@ -54,12 +55,12 @@ def weighted_nll(policy: PreTrainedModel, batch: Batch) -> Tensor:
     """The weighted mean of −log π(token | before) over tokens of weight > 0, in nats.
 
     loss = Σ w_t (−log π(y_t | y_<t)) / Σ w_t.  The LM head is applied to weighted tokens only.
+    batch: weights (B, T) and what the decoder reads, as `collate` makes them.
     Naive twin: cross entropy of all tokens, in tests/test_sft.py.
     """
     targets, weights = batch["input_ids"][:, 1:], batch["weights"][:, 1:]
-    states = policy.get_decoder()(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-    ).last_hidden_state[:, :-1]
+    inputs = {name: tensor for name, tensor in batch.items() if name != "weights"}
+    states = policy.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, :-1]
     chosen = weights > 0
     logits = policy.get_output_embeddings()(states[chosen]).float()  # (N, V)
     nll = cross_entropy(logits, targets[chosen], reduction="none")
@@ -80,9 +81,11 @@ def fine_tune(
 ) -> list[dict[str, float]]:
     """Fine-tune `policy`, in place, on demonstrations; return Trainer's log.
 
-    rows: {"conversation": ending with the assistant, "expert": bool}.  loss: of (policy, batch),
-    the batch as `collate` makes it.  The same seed gives the same weights.
+    rows: {"conversation": ending with the assistant, "expert": bool}.  other_weight: of rows that
+    are no expert's; 0 leaves them out.  loss: of (policy, batch), the batch as `collate` makes it.
+    The same seed gives the same weights.
     """
+    rows = [row for row in rows if row["expert"] or other_weight]
     examples = [encode_demonstration(row, tokenizer, other_weight) for row in rows]
     generator = torch.Generator().manual_seed(seed)
     lengths = [len(example.ids) for example in examples]
