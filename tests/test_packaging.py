@@ -8,7 +8,8 @@ import tomllib
 import pytest
 from conftest import REPOSITORY
 
-PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 
 
 def name_of(requirement: str) -> str:
@@ -39,9 +40,9 @@ def test_light_imports_do_not_load_torch(module):
 
 
 def test_imports_run_one_way():
-    """lesson -> evaluate, laser, policy -> reward -> data -> store, device, profiles."""
+    """lesson -> studies -> evaluate, laser, policy -> reward -> data -> store, device, profiles."""
     layer = {"store": 0, "device": 0, "profiles": 0, "training": 0, "data": 1, "reward": 2}
-    layer |= {"policy": 3, "laser": 3, "evaluate": 3, "lesson": 4}
+    layer |= {"policy": 3, "laser": 3, "evaluate": 3, "studies": 4, "lesson": 5}
     package = REPOSITORY / "starling_nb"
     wrong = []
     for path in package.rglob("*.py"):
@@ -50,6 +51,16 @@ def test_imports_run_one_way():
             if layer[target] > layer.get(part, 0):
                 wrong.append(f"{path.relative_to(package)} imports {target}")
     assert wrong == []
+
+
+def test_the_installed_package_has_its_data_files():
+    """Lessons on Colab read the base model and the studies' results from the installed package."""
+    package = REPOSITORY / "starling_nb"
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["starling_nb"]
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    files = {p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    assert {p.name for p in files - packed if p.suffix != ".py"} == set()
+    assert {"crlft.json", "model.safetensors"} <= {p.name for p in packed}
 
 
 def test_no_module_outgrows_its_subject():

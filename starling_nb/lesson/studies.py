@@ -1,6 +1,6 @@
 """Studies: long measurements that a lesson plots, kept beside their scripts with a code hash.
 
-`notebooks/studies/NAME.py` defines `measure(profile, store) -> dict`; its result on the cpu
+`starling_nb/studies/NAME.py` defines `measure(profile, store) -> dict`; its result on the cpu
 profile is committed as NAME.json. `python -m starling_nb.lesson.studies [NAME ...]` measures again.
 """
 
@@ -19,10 +19,10 @@ from typing import Any
 import click
 
 import starling_nb
-from starling_nb.lesson import anatomy, runner
+from starling_nb.lesson import runner
 from starling_nb.store import STAGE_MODULES, read_json, write_json
 
-FOLDER = anatomy.NOTEBOOKS / "studies"
+FOLDER = Path(starling_nb.__file__).parent / "studies"
 MACHINERY = {f"starling_nb.{module}" for module in ("store", "device", "profiles")}
 
 
@@ -155,7 +155,7 @@ def is_text(node: ast.stmt) -> bool:
 
 def scripts() -> list[Path]:
     """The studies' scripts, by name."""
-    return sorted(FOLDER.glob("*.py"))
+    return sorted(FOLDER.glob("[a-z]*.py"))
 
 
 def script_of(name: str) -> Path:
