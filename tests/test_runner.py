@@ -468,6 +468,13 @@ def test_list_shows_title_claim_and_parameters(two_lessons):
     assert "-p beta (float, 0.5)  weight" in result.output
 
 
+def test_list_says_that_there_are_no_lessons(monkeypatch, tmp_path):
+    monkeypatch.setattr(anatomy, "NOTEBOOKS", tmp_path)
+    result = command("list")
+    assert result.exit_code == 2
+    assert f"no lesson lies in {tmp_path}: work in a copy" in result.output
+
+
 def test_clean_removes_only_what_is_ours(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "nothing to remove" in command("clean").output

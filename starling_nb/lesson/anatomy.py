@@ -47,7 +47,8 @@ def select_lessons(names: Iterable[str | Path], folder: Path) -> list[Path]:
     Raises LessonError listing the lessons when a name fits none or two notebooks share a name.
     """
     known = {path.stem: path for path in lesson_paths(folder)}
-    listing = "the lessons are " + ", ".join(known) if known else f"no lesson lies in {folder}"
+    none = f"no lesson lies in {folder}: work in a copy of the repository"
+    listing = "the lessons are " + ", ".join(known) if known else none
     chosen: dict[str, Path] = {}
     for name in map(str, names) if names else known:
         stem = name.removesuffix(".ipynb")

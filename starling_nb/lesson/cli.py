@@ -86,13 +86,14 @@ def list_lessons() -> None:
     """Print each lesson's title, what it shows, and its parameters."""
     from starling_nb.lesson import anatomy
 
-    for path in anatomy.lesson_paths(anatomy.NOTEBOOKS):
-        try:
-            nb = anatomy.read_notebook(path)
-            parameters = anatomy.read_parameters(nb, path)
-        except anatomy.LessonError as error:
-            click.echo(f"starling-nb: {error}", err=True)
-            sys.exit(EXIT_BAD_REQUEST)
+    try:
+        paths = anatomy.select_lessons([], anatomy.NOTEBOOKS)
+        lessons = [(path, anatomy.read_notebook(path)) for path in paths]
+        declared = [anatomy.read_parameters(nb, path) for path, nb in lessons]
+    except anatomy.LessonError as error:
+        click.echo(f"starling-nb: {error}", err=True)
+        sys.exit(EXIT_BAD_REQUEST)
+    for (path, nb), parameters in zip(lessons, declared, strict=True):
         click.echo(f"{path.stem}  {anatomy.title(nb)}")
         click.echo(click.wrap_text(anatomy.claim(nb), 88, "    ", "    "))
         for parameter in parameters.values():
