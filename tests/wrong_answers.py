@@ -83,12 +83,29 @@ def mean_of_terms(scores):
     return (scores.flip(0).logcumsumexp(0).flip(0) - scores).mean()
 
 
+@wrong("plackett_luce", "the mean over the places")
+def over_k(scores):
+    return loop_over_places(scores) / len(scores)
+
+
+@wrong("plackett_luce", "the mean over the K - 1 choices")
+def mean_of_choices(scores):
+    choices = [-torch.log_softmax(scores[j:], 0)[0] for j in range(len(scores) - 1)]
+    return torch.stack(choices).mean()
+
+
+@wrong("plackett_luce", "only neighbours")
+def adjacent_pairs(scores):
+    s = scores
+    return sum(torch.nn.functional.softplus(s[i + 1] - s[i]) for i in range(len(s) - 1))
+
+
 @wrong("plackett_luce", "the sign")
 def log_likelihood(scores):
     return sum(torch.log_softmax(scores[j:], 0)[0] for j in range(len(scores)))
 
 
-@wrong("plackett_luce", "sorted first")
+@wrong("plackett_luce", "were sorted")
 def sorting(scores):
     return in_numpy(torch.sort(scores, descending=True)[0])
 
@@ -171,6 +188,11 @@ def no_lam(logprobs, initial, advantages, lam):
     return (logprobs - initial - advantages).square().mean()
 
 
+@wrong("apa_loss", "right minimiser, other scale")
+def times_lam_squared(logprobs, initial, advantages, lam):
+    return ((lam * (logprobs - initial) - advantages) ** 2).mean()
+
+
 @wrong("apa_loss", "the two policies swapped")
 def swapped(logprobs, initial, advantages, lam):
     return (initial - logprobs - advantages / lam).square().mean()
@@ -232,7 +254,7 @@ def keeps_the_tail(matrix, rank):
     return u[:, -rank:] @ torch.diag(s[-rank:]) @ vh[-rank:]
 
 
-@wrong("low_rank", "so many are to be kept")
+@wrong("low_rank", "that many are to be kept")
 def drops_the_last(matrix, rank):
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
     s[len(s) - rank :] = 0
@@ -276,6 +298,37 @@ def no_values(matrix, rank):
 def v_not_transposed(matrix, rank):
     u, s, v = torch.linalg.svd(matrix)
     return u[:, :rank] @ torch.diag(s[:rank]) @ v[:, :rank].T
+
+
+@wrong("low_rank", "V stands where")
+def v_transposed_again(matrix, rank):
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    s[rank:] = 0
+    return u @ torch.diag(s) @ v.T
+
+
+@wrong("low_rank", "V is missing")
+def no_v(matrix, rank):
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] * s[:rank]
+
+
+@wrong("low_rank", "the third factor is transposed")
+def rows_transposed(matrix, rank):
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] @ torch.diag(s[:rank]) @ v[:rank].T
+
+
+@wrong("low_rank", "shapes do not fit: take")
+def columns_not_transposed(matrix, rank):
+    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
+    return (u[:, :rank] * s[:rank]) @ v[:, :rank]
+
+
+@wrong("low_rank", "shapes do not fit: take")
+def values_not_cut(matrix, rank):
+    u, s, v = np.linalg.svd(matrix.numpy(), full_matrices=False)
+    return u[:, :rank] @ np.diag(s) @ v[:rank]
 
 
 @wrong("low_rank", "returned as it is")
@@ -342,7 +395,7 @@ def joined(prompt):
     return turns
 
 
-@wrong("split_prompt", "^Likely cause: without its last space the final tag is not seen.$")
+@wrong("split_prompt", "left in the last text")
 def tag_left_in_the_text(prompt):
     prompt = prompt.removesuffix("\n\nAssistant: ")
     return by_hand(prompt + "\n\nAssistant: ")
@@ -374,6 +427,11 @@ def tags_anywhere(prompt):
     ]
 
 
+@wrong("split_prompt", "are dicts")
+def as_messages(prompt):
+    return [{"role": role, "content": text} for role, text in by_hand(prompt)]
+
+
 @wrong("split_prompt", 'called "user"')
 def other_names(prompt):
     return [("Human" if role == "user" else "Assistant", text) for role, text in by_hand(prompt)]
@@ -398,6 +456,22 @@ def exact_fractions(weights, order):
     return p
 
 
+@right("ranking_probability")
+def indexed(weights, order):
+    left = weights[order]
+    return np.prod(left / left[::-1].cumsum()[::-1])
+
+
+@right("ranking_probability")
+def as_in_the_lesson(weights, order):
+    from fractions import Fraction
+
+    p, rest = Fraction(1), sum(weights)
+    for item in order:
+        p, rest = p * Fraction(weights[item], rest), rest - weights[item]
+    return p
+
+
 @wrong("ranking_probability", "never shrinks")
 def with_replacement(weights, order):
     return np.prod([weights[item] / sum(weights) for item in order])
@@ -410,7 +484,7 @@ def reversed_order(weights, order):
 
 @wrong("ranking_probability", "each answer's rank")
 def order_as_ranks(weights, order):
-    return running_rest(weights, [order.index(place) for place in range(len(order))])
+    return running_rest(weights, [list(order).index(place) for place in range(len(order))])
 
 
 @wrong("ranking_probability", "the order plays no part")
@@ -439,7 +513,16 @@ def first_choice(weights, order):
     return weights[order[0]] / sum(weights)
 
 
-@wrong("ranking_probability", "taken out of the sum before")
+@wrong("ranking_probability", "a product over pairs")
+def product_of_pairs(weights, order):
+    p = 1.0
+    for i, better in enumerate(order):
+        for worse in order[i + 1 :]:
+            p *= weights[better] / (weights[better] + weights[worse])
+    return p
+
+
+@wrong("ranking_probability", "out of the sum too early")
 def subtracts_too_early(weights, order):
     p, rest = 1.0, sum(weights)
     for item in order[:-1]:
@@ -459,6 +542,11 @@ def pearson(counts):
     return sum((n - expected) ** 2 / expected for n in counts)
 
 
+@right("chi_square")
+def of_an_array(counts):
+    return ((counts - counts.mean()) ** 2 / counts.mean()).sum()
+
+
 @wrong("chi_square", "not divided by N/K")
 def undivided(counts):
     expected = sum(counts) / len(counts)
@@ -476,7 +564,7 @@ def over_n(counts):
     return sum((n - sum(counts) / len(counts)) ** 2 for n in counts) / sum(counts)
 
 
-@wrong("chi_square", "N, where N/K")
+@wrong("chi_square", "N is taken for")
 def n_expected(counts):
     return sum((n - sum(counts)) ** 2 / sum(counts) for n in counts)
 
@@ -510,11 +598,31 @@ def broadcasting(first, second):
     return ((first[:, i] < first[:, j]) == (second[:, i] < second[:, j])).mean()
 
 
-@wrong("agreement", "paired with itself")
+@wrong("agreement", r"all K\^2 pairs")
 def with_itself(first, second):
     a = first[:, :, None] < first[:, None, :]
     b = second[:, :, None] < second[:, None, :]
     return (a == b).mean()
+
+
+@wrong("agreement", r"always agrees: j begins at i \+ 1")
+def from_i(first, second):
+    n, k = first.shape
+    same = []
+    for a, b in zip(first, second):
+        for i in range(k):
+            for j in range(i, k):
+                same.append((a[i] < a[j]) == (b[i] < b[j]))
+    return np.mean(same)
+
+
+@wrong("agreement", "not among the K")
+def from_i_over_pairs(first, second):
+    n, k = first.shape
+    same = 0
+    for a, b in zip(first, second):
+        same += sum((a[i] < a[j]) == (b[i] < b[j]) for i in range(k) for j in range(i, k))
+    return same / (n * k * (k - 1) / 2)
 
 
 @wrong("agreement", "equal ranks")
@@ -586,7 +694,7 @@ def solved(a):
     return max(np.roots([2, -2, 1 - a]).real)
 
 
-@wrong("ceiling", "the lower bound")
+@wrong("ceiling", "the agreement itself")
 def lower_bound(a):
     return a
 
@@ -606,22 +714,22 @@ def smaller_root(a):
     return 0.5 - 0.5 * (2 * a - 1) ** 0.5
 
 
-@wrong("ceiling", "not divided by 2")
+@wrong("ceiling", "this is 2q: ")
 def not_halved(a):
     return 1 + np.sqrt(2 * a - 1)
 
 
-@wrong("ceiling", "the 1 is missing")
+@wrong("ceiling", "this is q - 1/2")
 def no_one(a):
     return np.sqrt(2 * a - 1) / 2
 
 
-@wrong("ceiling", "only the root")
+@wrong("ceiling", "this is 2q - 1")
 def just_the_root(a):
     return np.sqrt(2 * a - 1)
 
 
-@wrong("ceiling", "2a - 1, not of a")
+@wrong("ceiling", "the root is taken of a")
 def root_of_a(a):
     return (1 + a**0.5) / 2
 
@@ -700,15 +808,41 @@ def other_class(conversation):
     return template(conversation, mode="GPT3 Correct ")
 
 
-@wrong("openchat", "capital letter")
+@wrong("openchat", "messages' roles lack")
+def role_as_it_is(conversation):
+    text = ""
+    for message in conversation:
+        text += "GPT4 Correct " + message["role"] + ": " + message["content"] + TURN
+    return text + "GPT4 Correct Assistant:"
+
+
+@wrong("openchat", "all roles lack")
 def lower_case(conversation):
     parts = [f"GPT4 Correct {m['role']}: {m['content']}{TURN}" for m in conversation]
     return "".join(parts) + "GPT4 Correct assistant:"
 
 
-@wrong("openchat", "one line end too many")
+@wrong("openchat", "a line end follows each")
 def lines(conversation):
     return template(conversation, end=TURN + "\n")
+
+
+@wrong("openchat", "a line end follows each")
+def joined_lines_with_the_prompt(conversation):
+    parts = [f"GPT4 Correct {m['role'].title()}: {m['content']}{TURN}" for m in conversation]
+    return "\n".join([*parts, "GPT4 Correct Assistant:"])
+
+
+@wrong("openchat", "joined by line ends")
+def joined_lines(conversation):
+    parts = [f"GPT4 Correct {m['role'].title()}: {m['content']}{TURN}" for m in conversation]
+    return "\n".join(parts) + "GPT4 Correct Assistant:"
+
+
+@wrong("openchat", "a space follows each")
+def joined_by_spaces(conversation):
+    parts = [f"GPT4 Correct {m['role'].title()}: {m['content']}{TURN}" for m in conversation]
+    return " ".join([*parts, "GPT4 Correct Assistant:"])
 
 
 @wrong("openchat", "behind a message's colon is missing")
@@ -748,6 +882,30 @@ def every_end(segments):
     return mask
 
 
+@wrong("answer_mask", "the last end of turn always")
+def last_end_always(segments):
+    mask = switch(segments).tolist()
+    mask[-1] = 1
+    return mask
+
+
+@wrong("answer_mask", "only the last has weight, whoever spoke")
+def last_end_only(segments):
+    mask = []
+    for i, (kind, length) in enumerate(segments):
+        final = kind == "end" and i == len(segments) - 1
+        mask += [int(kind == "assistant" or final)] * length
+    return mask
+
+
+@wrong("answer_mask", "only the last answer's end")
+def last_answers_end_only(segments):
+    mask = [int(kind == "assistant") for kind, length in segments for _ in range(length)]
+    if segments[-2][0] == "assistant":
+        mask[-1] = 1
+    return mask
+
+
 @wrong("answer_mask", "the header before an answer")
 def with_header(segments):
     mask, kinds = [], [kind for kind, _ in segments]
@@ -767,7 +925,7 @@ def everything(segments):
     return [1 for _, length in segments for _ in range(length)]
 
 
-@wrong("answer_mask", "only the last answer")
+@wrong("answer_mask", "only the last answer has")
 def last_answer(segments):
     mask = [0] * sum(length for _, length in segments)
     if segments[-2][0] == "assistant":
@@ -840,7 +998,15 @@ def over_the_answers_sum(experts, lengths):
     return np.repeat(each / each.sum(), lengths)
 
 
-@wrong("class_weights", "the same share")
+@wrong("class_weights", "averaged over its length")
+def mean_of_means(experts, lengths):
+    weights = []
+    for expert, length in zip(experts, lengths):
+        weights += [(1 if expert else 0.1) / length / len(experts)] * length
+    return weights
+
+
+@wrong("class_weights", "whatever its length")
 def by_answer(experts, lengths):
     each = np.array([1 if expert else 0.1 for expert in experts])
     return np.repeat(each / each.sum() / lengths, lengths)
@@ -943,7 +1109,21 @@ def uniform(logits, temperature):
     return torch.softmax(logits / temperature, -1)
 
 
-@wrong("cool", "exp overflows")
+@wrong("cool", "largest of the divided")
+def largest_undivided(logits, temperature):
+    if temperature == 0:
+        return guarded(logits, 0)
+    weights = torch.exp(logits / temperature - logits.max())
+    return weights / weights.sum()
+
+
+@wrong("cool", "and temperature 0 divides")
+def as_in_the_formula(logits, temperature):
+    weights = torch.exp(logits / temperature)
+    return weights / weights.sum()
+
+
+@wrong("cool", "exp overflows for large logits: ")
 def naive(logits, temperature):
     if temperature == 0:
         return guarded(logits, 0)

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from itertools import combinations, pairwise, permutations, product
+from itertools import combinations, combinations_with_replacement, pairwise, permutations, product
 
 import numpy as np
 from scipy.stats import chisquare
@@ -58,8 +58,8 @@ split_prompt = Exercise(
         ("\n\nHuman: Who says Human: here?\n\nAssistant: You. \n\nHuman: 1\n2\n\n\nAssistant: ",),
     ],
     mistakes={
-        "this is the authors' rule: a quoted tag changes the speaker, and without its last space "
-        "the final tag is not seen": lambda prompt: by_place(
+        "this is the authors' rule: a quoted tag changes the speaker, and a final "
+        "tag without its space is not seen": lambda prompt: by_place(
             re.split(f"{HUMAN_TAG}|{ASSISTANT_TAG}", prompt)[1:-1]
         ),
         "roles follow the count of the texts: let each tag say who speaks": (
@@ -69,10 +69,10 @@ split_prompt = Exercise(
             lambda prompt: [(ROLES[tag], text) for tag, text in tagged(prompt)]
         ),
         "a tag that repeats its speaker is lost: it is part of the text": without_the_tag,
-        "without its last space the final tag is not seen": (
+        "a final tag without its space is not seen: it is left in the last text": (
             lambda prompt: turns(prompt if prompt.endswith(" ") else prompt + "\n\nAssistant: ")
         ),
-        "without its last space the final tag is not seen, and the last question is lost": (
+        "a final tag without its space is not seen, and the last question is lost": (
             lambda prompt: turns(prompt)[: None if prompt.endswith(" ") else -1]
         ),
         "the open tag at the end is no turn: the answer is still to come": (
@@ -81,14 +81,17 @@ split_prompt = Exercise(
         "blanks around the texts belong to them: do not strip": (
             lambda prompt: [(role, text.strip()) for role, text in turns(prompt)]
         ),
-        "a tag begins with two line ends: a mere `Human: ` in a text is none": (
+        "a tag begins with two line ends: a mere `Human: ` in a text is no tag": (
             lambda prompt: [
                 (role, part)
                 for role, text in turns(prompt)
                 for part in re.split("(?:Human|Assistant): ", text)
             ]
         ),
-        'the roles are called "user" and "assistant"': (
+        "the turns are dicts: make each a pair (role, text)": (
+            lambda prompt: parse_prompt(prompt)[0]
+        ),
+        'the roles are to be called "user" and "assistant"': (
             lambda prompt: [
                 ({"user": "Human"}.get(role, "Assistant"), text) for role, text in turns(prompt)
             ]
@@ -115,9 +118,9 @@ ranking_probability = Exercise(
     "of the weights still there",
     solution=lambda weights, order: math.prod(choices(weights, order)),
     cases=[
-        ([4, 2, 1], [0, 1, 2]),
-        ([4, 2, 1], [1, 2, 0]),
-        ([1.5, 0.5, 3, 2], [3, 0, 2, 1]),
+        (np.array([4, 2, 1]), np.array([0, 1, 2])),
+        (np.array([4, 2, 1]), np.array([1, 2, 0])),
+        (np.array([3, 1, 6, 4]), np.array([3, 0, 2, 1])),
     ],
     mistakes={
         "the sum never shrinks: an answer that was taken cannot be taken again": (
@@ -141,22 +144,26 @@ ranking_probability = Exercise(
         "only the first choice: the order of the rest has a probability too": (
             lambda weights, order: choices(weights, order)[0]
         ),
-        "the answer is taken out of the sum before it is divided by it": lambda weights, order: (
-            math.prod(
-                weights[item] / sum(weights[rest] for rest in order[k + 1 :])
-                for k, item in enumerate(order[:-1])
+        "a product over pairs: each choice is made among all answers left, not between two": (
+            lambda weights, order: math.prod(
+                weights[i] / (weights[i] + weights[j]) for i, j in combinations(order, 2)
             )
         ),
-        "the logarithm of the probability": (
+        "the weight is taken out of the sum too early: an answer is among those it is chosen from, "
+        "so divide first": lambda weights, order: math.prod(
+            weights[item] / sum(weights[rest] for rest in order[k + 1 :])
+            for k, item in enumerate(order[:-1])
+        ),
+        "this is the logarithm: the probability itself is asked for": (
             lambda weights, order: sum(map(math.log, choices(weights, order)))
         ),
     },
 )
 
 
-def squares(counts: Sequence[int]) -> np.ndarray:
+def squares(counts: np.ndarray) -> np.ndarray:
     """The squared deviations of counts from equal ones."""
-    return (np.array(counts) - sum(counts) / len(counts)) ** 2
+    return (counts - counts.mean()) ** 2
 
 
 chi_square = Exercise(
@@ -165,32 +172,32 @@ chi_square = Exercise(
     "a number: the sum of (n_j - N/K)^2 over N/K",
     solution=lambda counts: chisquare(counts).statistic,
     cases=[
-        ([3, 1],),
-        ([8, 1, 1, 1, 1, 1, 1],),
-        ([5, 0, 1],),
+        (np.array([3, 1]),),
+        (np.array([8, 1, 1, 1, 1, 1, 1]),),
+        (np.array([5, 0, 1]),),
     ],
     mistakes={
         "the squared deviations are not divided by N/K": lambda counts: squares(counts).sum(),
         "divided by the counts found: divide by those expected, N/K": (
-            lambda counts: (squares(counts) / np.array(counts)).sum()
+            lambda counts: (squares(counts) / counts).sum()
         ),
         "divided by N: divide by N/K, what is expected at one position": (
             lambda counts: squares(counts).sum() / sum(counts)
         ),
-        "N, where N/K is expected at each position": (
-            lambda counts: ((np.array(counts) - sum(counts)) ** 2).sum() / sum(counts)
+        "N is taken for the expected count: at each of the K positions it is N/K": (
+            lambda counts: ((counts - sum(counts)) ** 2).sum() / sum(counts)
         ),
         "shares, where counts belong: that loses the number of lists": (
             lambda counts: chisquare(counts).statistic / sum(counts)
         ),
         "the deviations are not squared": (
-            lambda counts: np.sqrt(squares(counts)).sum() / (sum(counts) / len(counts))
+            lambda counts: np.sqrt(squares(counts)).sum() / counts.mean()
         ),
         "divided by the degrees of freedom: the statistic is the sum": (
             lambda counts: chisquare(counts).statistic / (len(counts) - 1)
         ),
         "seven positions are taken for granted: K is the number of counts": (
-            lambda counts: ((np.array(counts) - sum(counts) / 7) ** 2).sum() / (sum(counts) / 7)
+            lambda counts: ((counts - sum(counts) / 7) ** 2).sum() / (sum(counts) / 7)
         ),
     },
 )
@@ -220,10 +227,17 @@ agreement = Exercise(
         ),
     ],
     mistakes={
-        "an answer is paired with itself: that always agrees, so take i < j": lambda a, b: share(
-            a, b, list(product(range(a.shape[1]), repeat=2))
+        "all K^2 pairs are compared, also an answer with itself, which always agrees: take i < j": (
+            lambda a, b: share(a, b, list(product(range(a.shape[1]), repeat=2)))
         ),
-        "equal ranks are counted, where the order of pairs belongs": (lambda a, b: (a == b).mean()),
+        "an answer is paired with itself, which always agrees: j begins at i + 1": lambda a, b: (
+            share(a, b, list(combinations_with_replacement(range(a.shape[1]), 2)))
+        ),
+        "an answer is paired with itself, which always agrees, and these pairs are not among the "
+        "K (K - 1) / 2: j begins at i + 1": lambda a, b: (
+            bias.agreement(a, b).overall + 2 / (a.shape[1] - 1)
+        ),
+        "equal ranks are counted, where the order of pairs belongs": lambda a, b: (a == b).mean(),
         "whole lists are compared, where the order of pairs belongs": (
             lambda a, b: (a == b).all(axis=1).mean()
         ),
@@ -236,13 +250,13 @@ agreement = Exercise(
         "the pairs run down the columns: take two answers of one list": lambda a, b: share(
             a.T, b.T, list(combinations(range(len(a)), 2))
         ),
-        "only the first list is compared": (
+        "only the first list is compared: take the share over all N lists": (
             lambda a, b: share(a[:1], b[:1], list(combinations(range(a.shape[1]), 2)))
         ),
         "pairs in opposite order are subtracted: that is Kendall's tau, 2a - 1": (
             lambda a, b: 2 * bias.agreement(a, b).overall - 1
         ),
-        "the share that disagrees": lambda a, b: 1 - bias.agreement(a, b).overall,
+        "this is the share that disagrees": lambda a, b: 1 - bias.agreement(a, b).overall,
         "the agreeing pairs are divided by K^2: there are K (K - 1) / 2 pairs": (
             lambda a, b: bias.agreement(a, b).overall * (a.shape[1] - 1) / (2 * a.shape[1])
         ),
@@ -259,20 +273,22 @@ agreement = Exercise(
 
 ceiling = Exercise(
     name="ceiling",
-    expects="the agreement a of two labellings, at least 1/2 -> the upper bound on the best "
-    "accuracy, a number: (1 + sqrt(2a - 1)) / 2",
+    expects="the agreement a of two labellings, at least 1/2 -> the q of at least 1/2 that "
+    "solves a = q^2 + (1 - q)^2, a number",
     solution=lambda a: bias.ceiling_bounds(a)[1],
     cases=[(0.5,), (0.68,), (0.75,), (1.0,)],
     mistakes={
-        "this is the agreement itself, the lower bound; or the root is missing": lambda a: a,
+        "this is the agreement itself, or the root is missing: q is larger": lambda a: a,
         "two labels that agree may both be wrong: a = q^2 + (1 - q)^2, not q^2": math.sqrt,
         "the other root of 2q^2 - 2q + 1 = a: q is at least 1/2": (
             lambda a: (1 - math.sqrt(2 * a - 1)) / 2
         ),
-        "not divided by 2": lambda a: 1 + math.sqrt(2 * a - 1),
-        "the 1 is missing: q = (1 + sqrt(2a - 1)) / 2": lambda a: math.sqrt(2 * a - 1) / 2,
-        "only the root: q = (1 + sqrt(2a - 1)) / 2": lambda a: math.sqrt(2 * a - 1),
-        "the root is of 2a - 1, not of a": lambda a: (1 + math.sqrt(a)) / 2,
+        "this is 2q: divide by 2": lambda a: 1 + math.sqrt(2 * a - 1),
+        "this is q - 1/2: a summand is missing": lambda a: math.sqrt(2 * a - 1) / 2,
+        "this is 2q - 1: solve for q": lambda a: math.sqrt(2 * a - 1),
+        "the root is taken of a, not of what 2q^2 - 2q + 1 - a = 0 has under the root": (
+            lambda a: (1 + math.sqrt(a)) / 2
+        ),
         "the agreement is computed from q: here q is sought": lambda a: a**2 + (1 - a) ** 2,
     },
 )

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from starling_nb.laser import reduce
 from starling_nb.lesson.exercises import Exercise
@@ -31,7 +32,7 @@ plackett_luce = Exercise(
         "chosen from (i >= j, not i > j)": lambda s: sum(
             s[j + 1 :].logsumexp(0) - s[j] for j in range(len(s) - 1)
         ),
-        "the sum of exponentials runs over the places before j: that reads the list worst "
+        "the sum of exponentials runs over the places up to j: that reads the list worst "
         "first": lambda s: (s.logcumsumexp(0) - s).sum(),
         "every choice is made among all K answers: those taken are no longer there": (
             lambda s: (s.logsumexp(0) - s).sum()
@@ -39,17 +40,23 @@ plackett_luce = Exercise(
         "the mean over the places, where the sum belongs": (
             lambda s: plackett_luce_nll(s[None])[0] / len(s)
         ),
+        "the mean over the K - 1 choices, where the sum belongs": (
+            lambda s: plackett_luce_nll(s[None])[0] / (len(s) - 1)
+        ),
         "the sign: this is the log-likelihood, the loss is its negative": (
             lambda s: -plackett_luce_nll(s[None])[0]
         ),
-        "the scores were sorted first: then the ranking plays no part": (
+        "the scores were sorted: their order is the ranking, best first, whatever they are": (
             lambda s: plackett_luce_nll(s.sort(descending=True).values[None])[0]
         ),
-        "only the first place counts: the order of the rest is part of the ranking": (
+        "only the first place is counted: the order of the rest is part of the ranking": (
             lambda s: s.logsumexp(0) - s[0]
         ),
         "these are the pairs of Bradley and Terry, not choices from a list": (
             lambda s: pairwise_nll(s[None])[0]
+        ),
+        "only neighbours are compared: each choice is made among all answers still there": (
+            lambda s: softplus(s[1:] - s[:-1]).sum()
         ),
         "exp overflows for large scores: subtract the largest first, or use logsumexp": (
             lambda s: (s.exp().flip(0).cumsum(0).flip(0).log() - s).sum()
@@ -79,13 +86,15 @@ weighted_nll = Exercise(
         "the sum, where the weighted mean belongs: divide by the sum of the weights": (
             lambda logprobs, weights: -(weights * logprobs).sum()
         ),
-        "the sign: a log-probability is negative, the loss its negative": (
+        "the sign: log-probabilities are negative, the loss is positive": (
             lambda logprobs, weights: (weights * logprobs).sum() / weights.sum()
         ),
-        "the weights only choose the tokens: a weight of 0.1 counts as 1": (
+        "the weights only choose the tokens: a token of weight 0.1 must count a tenth": (
             lambda logprobs, weights: -logprobs[weights > 0].mean()
         ),
-        "the weights play no part": lambda logprobs, weights: -logprobs.mean(),
+        "the weights play no part: this is the plain mean": lambda logprobs, weights: (
+            -logprobs.mean()
+        ),
     },
 )
 
@@ -111,7 +120,13 @@ apa_loss = Exercise(
         "the advantage is multiplied by lam: a smaller lam must pull further, so divide": (
             lambda new, initial, a, lam: ((new - initial - lam * a) ** 2).mean()
         ),
-        "lam is missing": lambda new, initial, a, lam: ((new - initial - a) ** 2).mean(),
+        "lam is missing: divide the advantages by it": (
+            lambda new, initial, a, lam: ((new - initial - a) ** 2).mean()
+        ),
+        "right minimiser, other scale (lam^2 times the loss): the course's loss is the mean of "
+        "(logprobs - initial_logprobs - advantages / lam)^2": (
+            lambda new, initial, a, lam: ((lam * (new - initial) - a) ** 2).mean()
+        ),
         "the sign of the advantage, or the two policies swapped: the target is "
         "initial + advantage / lam": lambda new, initial, a, lam: (
             (new - initial + a / lam) ** 2
@@ -159,6 +174,24 @@ def untransposed(matrix: Tensor, rank: int) -> Tensor:
     return (u[:, :rank] * s[:rank]) @ vh.mT[:rank]
 
 
+def without_v(matrix: Tensor, rank: int) -> Tensor:
+    """The columns of U, scaled: (n, rank)."""
+    u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
+    return u[:, :rank] * s[:rank]
+
+
+def transposed_back(matrix: Tensor, rank: int) -> Tensor:
+    """(n, rank) times (m, rank): raises RuntimeError below full rank."""
+    vh = torch.linalg.svd(matrix, full_matrices=False)[2]
+    return without_v(matrix, rank) @ vh[:rank].mT
+
+
+def columns_of_vh(matrix: Tensor, rank: int) -> Tensor:
+    """(n, rank) times (m, rank): raises RuntimeError below full rank, where it is right."""
+    vh = torch.linalg.svd(matrix, full_matrices=False)[2]
+    return without_v(matrix, rank) @ vh[:, :rank]
+
+
 def matrix(rows: int, columns: int, seed: int) -> Tensor:
     """A float64 matrix without structure."""
     generator = torch.Generator().manual_seed(seed)
@@ -175,13 +208,14 @@ low_rank = Exercise(
         (matrix(3, 3, seed=1), 2),
         (matrix(5, 4, seed=2), 1),
         (matrix(6, 4, seed=3), 3),
+        (matrix(4, 3, seed=4), 3),  # full rank: here factors cut wrongly fit each other
     ],
     mistakes={
         "the smallest singular values are kept, the largest removed": lambda matrix, rank: terms(
             matrix, slice(min(matrix.shape) - rank, None)
         ),
-        "`rank` terms are removed: so many are to be kept": lambda matrix, rank: terms(
-            matrix, slice(min(matrix.shape) - rank)
+        "the `rank` smallest terms are removed: that many are to be kept": lambda matrix, rank: (
+            terms(matrix, slice(min(matrix.shape) - rank))
         ),
         "the largest `rank` terms are removed: they are what is to be kept": (
             lambda matrix, rank: terms(matrix, slice(rank, None))
@@ -196,7 +230,14 @@ low_rank = Exercise(
             lambda matrix, rank: terms(matrix, slice(rank - 1, rank))
         ),
         "the singular values are missing: scale the columns of U by them": without_values,
-        "V stands where its transpose belongs: linalg.svd returns it transposed": untransposed,
-        "the matrix is returned as it is": lambda matrix, rank: matrix,
+        "V is missing: multiply by the first `rank` rows of linalg.svd's third factor": without_v,
+        "V stands where its transpose belongs: linalg.svd returns it transposed already": (
+            untransposed
+        ),
+        "the third factor is transposed once more, so the shapes do not fit: linalg.svd returns V "
+        "transposed already": transposed_back,
+        "the factors' shapes do not fit: take `rank` columns of the first, `rank` values, `rank` "
+        "rows of the third": columns_of_vh,
+        "nothing is cut off: the matrix is returned as it is": lambda matrix, rank: matrix,
     },
 )

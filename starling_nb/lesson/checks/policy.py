@@ -28,6 +28,13 @@ def stripped(conversation: Conversation) -> Conversation:
     return [{**message, "content": message["content"].strip()} for message in conversation]
 
 
+def uncapitalised(text: str) -> str:
+    """OpenChat's text with the roles as they stand in the messages."""
+    for role in ("User", "Assistant"):
+        text = text.replace(f"GPT4 Correct {role}", f"GPT4 Correct {role.lower()}")
+    return text
+
+
 openchat = Exercise(
     name="openchat",
     expects='a conversation [{"role": ..., "content": ...}, ...] -> OpenChat\'s text, without '
@@ -69,14 +76,20 @@ openchat = Exercise(
         "`GPT3 Correct` is the class of the weaker answers: ask as `GPT4 Correct`": (
             lambda c: openchat_text(c, mode="GPT3 Correct")
         ),
-        "the roles are written with a capital letter": lambda c: (
-            openchat_text(c)
-            .replace("GPT4 Correct User", "GPT4 Correct user")
-            .replace("GPT4 Correct Assistant", "GPT4 Correct assistant")
+        "the messages' roles lack their capital letter: write `User` and `Assistant`": lambda c: (
+            uncapitalised(openchat_text(c, add_generation_prompt=False)) + "GPT4 Correct Assistant:"
         ),
-        "one line end too many: nothing stands between the messages": (
+        "all roles lack their capital letter, also at the end: write `User` and `Assistant`": (
+            lambda c: uncapitalised(openchat_text(c))
+        ),
+        "a line end follows each <|end_of_turn|>: nothing belongs there": (
             lambda c: openchat_text(c).replace(EOT, EOT + "\n")
         ),
+        "the messages are joined by line ends: nothing belongs between them": (
+            lambda c: openchat_text(c).replace(EOT, EOT + "\n", len(c) - 1)
+        ),
+        "a space follows each <|end_of_turn|>: so it does in the code that trained Starling, but "
+        "OpenChat's template has none": lambda c: openchat_text(c).replace(EOT, EOT + " "),
         "the space behind a message's colon is missing": lambda c: openchat_text(
             [{**m, "content": "\0" + m["content"]} for m in c]
         ).replace(" \0", ""),
@@ -133,12 +146,26 @@ answer_mask = Exercise(
         "the user's end of turn has weight: the model does not write it": (
             lambda segments: answer_weights(segments, ["assistant", "answer's end", "end"])
         ),
+        "the last end of turn always has weight: it has none behind a user's message": (
+            lambda segments: [*answer_weights(segments)[:-1], 1]
+        ),
+        "of the ends of turn only the last has weight, whoever spoke: it belongs on the end of "
+        "every answer and of no user's message": lambda segments: [
+            *answer_weights(segments, ["assistant"])[:-1],
+            1,
+        ],
+        "only the last answer's end of turn has weight: every answer ends with one to learn": (
+            lambda segments: [
+                *answer_weights(segments, ["assistant"])[:-1],
+                answer_weights(segments)[-1],
+            ]
+        ),
         "the header before an answer has weight: the template writes it, not the model": (
             lambda segments: answer_weights(
                 segments, ["answer's header", "assistant", "answer's end"]
             )
         ),
-        "weights are turned around: 1 belongs on the answers": (
+        "the weights are turned around: 1 belongs on the answers": (
             lambda segments: [1 - weight for weight in answer_weights(segments)]
         ),
         "every token has weight: prompts are not to be learned": (
@@ -170,6 +197,12 @@ def token_weights(
     return by_answer.double().repeat_interleave(torch.tensor(lengths))
 
 
+def length_weights(experts: Sequence[bool], lengths: Sequence[int]) -> Tensor:
+    """The weight of each token over the length of its answer; not normalised."""
+    repeats = torch.tensor(lengths)
+    return token_weights(experts, lengths) / repeats.repeat_interleave(repeats)
+
+
 def normalised(weights: Tensor) -> Tensor:
     """Weights that sum to 1."""
     return weights / weights.sum()
@@ -199,11 +232,13 @@ class_weights = Exercise(
                 token_weights(experts, lengths) / token_weights(experts, [1] * len(experts)).sum()
             )
         ),
-        "every answer has the same share: tokens are to count, so long answers count more": (
-            lambda experts, lengths: normalised(
-                token_weights(experts, lengths)
-                / torch.tensor(lengths).repeat_interleave(torch.tensor(lengths))
-            )
+        "each answer counts the same whatever its length: tokens are to count, so a long answer "
+        "counts more than a short one of its class": (
+            lambda experts, lengths: normalised(length_weights(experts, lengths))
+        ),
+        "each answer is averaged over its length, then the answers over their number: divide every "
+        "token's weight by the sum over all tokens": (
+            lambda experts, lengths: length_weights(experts, lengths) / len(lengths)
         ),
         "the classes are swapped: experts weigh 1, the rest 0.1": lambda experts, lengths: (
             normalised(token_weights([not expert for expert in experts], lengths))
@@ -211,7 +246,7 @@ class_weights = Exercise(
         "the rest is dropped: it weighs 0.1, not 0": (
             lambda experts, lengths: normalised(token_weights(experts, lengths, other=0))
         ),
-        "all tokens weigh the same: experts 1, the rest 0.1": (
+        "all tokens weigh the same: an expert's should weigh 1, the rest 0.1": (
             lambda experts, lengths: normalised(token_weights(experts, lengths, other=1))
         ),
         "one weight an answer: each of its tokens needs one": lambda experts, lengths: normalised(
@@ -233,6 +268,14 @@ def at_zero(logits: Tensor, temperature: float, answer: Tensor) -> Tensor:
     return cooled(logits, temperature) if temperature else answer
 
 
+def subtracting_undivided(logits: Tensor, temperature: float) -> Tensor:
+    """The largest logit subtracted from divided ones: exp may overflow."""
+    if temperature == 0:
+        return cooled(logits, temperature)
+    weights = (logits / temperature - logits.max()).exp()
+    return weights / weights.sum()
+
+
 def logits_of(*values: float) -> Tensor:
     """A float64 vector."""
     return torch.tensor(values, dtype=torch.float64)
@@ -248,13 +291,14 @@ cool = Exercise(
         (logits_of(2, 0, -1), 0.5),
         (logits_of(0.5, 3, -1, 2), 2.0),
         (logits_of(-1, 1, 0.5), 0),
+        (logits_of(1000, 999, 990), 1.0),
         (logits_of(30, 29, 10), 0.01),
     ],
     mistakes={
         "multiplied by the temperature: a low one must sharpen, so divide": (
             lambda logits, t: (logits * t).softmax(0) if t else cooled(logits, t)
         ),
-        "the temperature plays no part": (
+        "the temperature plays no part: divide the logits by it": (
             lambda logits, t: logits.softmax(0) if t else cooled(logits, t)
         ),
         "the probabilities are divided, where the logits should be": (
@@ -275,12 +319,19 @@ cool = Exercise(
         "at temperature 0 all are equal: that is an infinite temperature": (
             lambda logits, t: at_zero(logits, t, torch.ones_like(logits) / len(logits))
         ),
-        "exp overflows at a low temperature: subtract the largest logit first": (
+        "exp overflows for large logits: subtract the largest before dividing by the temperature": (
             lambda logits, t: (
                 (logits / t).exp() / (logits / t).exp().sum() if t else cooled(logits, t)
             )
         ),
-        "these are log-probabilities": (
+        "exp overflows for large logits, and temperature 0 divides by zero: subtract the largest, "
+        "and put all probability on it at 0": lambda logits, t: (
+            (logits / t).exp() / (logits / t).exp().sum()
+        ),
+        "exp still overflows at a low temperature: subtract the largest of the divided logits": (
+            subtracting_undivided
+        ),
+        "these are log-probabilities: take exp": (
             lambda logits, t: log_softmax(logits, t) if t else cooled(logits, t).log()
         ),
         "the exponentials are not divided by their sum": (
