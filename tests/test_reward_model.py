@@ -1,10 +1,14 @@
 """The reward model: where the score is read, what is kept of a policy, files, scoring."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tiny_rewards import llama_config, llama_tokenizer
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -14,6 +18,7 @@ from transformers import (
 )
 
 from starling_nb.data.chat import encode, train_tokenizer
+from starling_nb.policy.rl import tune_policy
 from starling_nb.reward.model import (
     RewardModel,
     encode_conversations,
@@ -21,7 +26,11 @@ from starling_nb.reward.model import (
     reward_function,
     score,
     score_sequences,
+    score_sharing,
+    score_with_truncation,
+    share_prefixes,
 )
+from starling_nb.reward.templates import encode_conversation
 
 PAD = 4
 VOCABULARY = 280
@@ -254,3 +263,175 @@ def test_scores_stay_float32_under_autocast(model):
         scores = model(*batch)
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float())  # not rounded on the way
+
+
+# --- prompts computed once ---
+
+
+def lists_of_answers(prompts, answers, seed=0):
+    """Sequences that begin with their group's prompt, and their groups, in mixed order."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randint, 5, VOCABULARY, generator=generator)
+    starts = [draw((length,)).tolist() for length in prompts]
+    pairs = [
+        (starts[group] + draw((size,)).tolist(), group)
+        for group in range(len(prompts))
+        for size in answers
+    ]
+    order = torch.randperm(len(pairs), generator=generator).tolist()
+    return [pairs[i][0] for i in order], [pairs[i][1] for i in order]
+
+
+@pytest.mark.parametrize("policy", [mistral, gpt2])
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_sharing_a_prompt_changes_no_score(policy, batch_size):
+    model = RewardModel.from_policy(policy()).eval()
+    sequences, groups = lists_of_answers((40, 1, 25), (3, 11, 1, 3))
+    alone = score_sequences(model, sequences)
+    assert len(alone.unique()) == len(alone)
+    shared = score_sharing(model, sequences, groups, batch_size)
+    torch.testing.assert_close(shared, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_sharing_in_double_precision():
+    model = RewardModel.from_policy(mistral()).eval().double()
+    sequences, groups = lists_of_answers((40, 30), (3, 11, 1, 3), seed=1)
+    shared = score_sharing(model, sequences, groups)
+    torch.testing.assert_close(shared, score_sequences(model, sequences), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sliding_window": 16},
+        {"layer_types": ["full_attention", "linear_attention", "full_attention"]},
+    ],
+)
+def test_nothing_is_shared_where_the_scores_would_differ(changes):
+    policy = mistral()
+    for name, value in changes.items():
+        setattr(policy.config, name, value)
+    model = RewardModel.from_policy(policy).eval()
+    sequences, groups = lists_of_answers((40,), (3, 3, 3, 3))
+    shared = score_sharing(model, sequences, groups)
+    assert torch.equal(shared, score_sequences(model, sequences))
+    assert tokens_seen(model, lambda: score_sharing(model, sequences, groups)) == [4 * 43]
+    model.config.sliding_window, model.config.layer_types = 43, None
+    assert tokens_seen(model, lambda: score_sharing(model, sequences, groups)) == [40 + 12]
+
+
+def tokens_seen(model, call) -> list[int]:
+    """The numbers of tokens, padding included, of the trunk's forward passes during `call`."""
+    seen = []
+    hook = model.transformer.register_forward_pre_hook(
+        lambda _, __, inputs: seen.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
+    call()
+    hook.remove()
+    return seen
+
+
+def test_a_shared_prompt_is_computed_once(model):
+    """One list: P + sum(A) tokens instead of K P + sum(A)."""
+    sequences, groups = lists_of_answers((40,), (3, 3, 3, 3))
+    assert tokens_seen(model, lambda: score_sharing(model, sequences, groups)) == [40 + 12]
+    assert tokens_seen(model, lambda: score_sequences(model, sequences)) == [4 * 43]
+    assert tokens_seen(model, lambda: score_sharing(model, sequences, range(4))) == [4 * 43]
+
+
+def test_a_list_that_would_cost_more_in_one_row_stays_apart():
+    """Long answers to a short prompt: attention over all of them outweighs the prompt."""
+    long, short = ([[7, 7, *[i] * size] for i in range(3)] for size in (500, 2))
+    rows = share_prefixes([*long, *short], [0] * 3 + [1] * 3, hidden_size=32)
+    assert rows == [(2, [0]), (2, [1]), (2, [2]), (2, [3, 4, 5])]
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=9), st.integers(0, 2))),
+    st.sampled_from([1, 32]),
+)
+def test_every_sequence_is_in_one_row_with_others_of_its_beginning(pairs, width):
+    sequences, groups = [ids for ids, _ in pairs], [group for _, group in pairs]
+    rows = share_prefixes(sequences, groups, width)
+    assert sorted(i for _, indices in rows for i in indices) == list(range(len(pairs)))
+    for shared, indices in rows:
+        assert len({groups[i] for i in indices}) == 1
+        assert len({tuple(sequences[i][:shared]) for i in indices}) == 1
+        assert len(indices) == 1 or shared
+        assert all(len(sequences[i]) > shared for i in indices)
+
+
+def test_score_shares_the_messages_before_the_answers(model, tokenizer):
+    asked = "Why is it so, and not in another way? "
+    talks = [conversation(asked, f"It is {i}.") for i in range(4)]
+    talks = [talks[0], conversation("What?", "So."), *talks[1:], talks[0]]
+    together, truncated = score_with_truncation(model, tokenizer, talks)
+    apart = score(model, tokenizer, talks, share_prompts=False)
+    torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)
+    assert not truncated.any()
+    saved = sum(tokens_seen(model, lambda: score(model, tokenizer, talks, share_prompts=False)))
+    assert sum(tokens_seen(model, lambda: score(model, tokenizer, talks))) < saved / 2
+    rewards = reward_function(model, tokenizer)
+    assert sum(tokens_seen(model, lambda: rewards(talks))) == saved
+
+
+def test_cut_conversations_are_counted_and_not_shared(model, tokenizer):
+    talks = [conversation("Why? " * 40, "So" * n) for n in (1, 2, 3)] + [conversation("A?", "B.")]
+    scores, truncated = score_with_truncation(model, tokenizer, talks, max_length=60)
+    assert truncated.tolist() == [True, True, True, False]
+    cut = [encode(tokenizer, talk, False)[-60:] for talk in talks]
+    torch.testing.assert_close(scores, score_sequences(model, cut), rtol=1e-5, atol=1e-5)
+
+
+def test_one_cut_conversation_does_not_keep_the_others_apart(model, tokenizer):
+    talks = [conversation("Why? " * 9, "So. " * n) for n in (1, 2, 60)]
+    lengths = [len(encode(tokenizer, talk, False)) for talk in talks]
+    limit = lengths[2] - 1
+    seen = tokens_seen(model, lambda: score(model, tokenizer, talks, max_length=limit))
+    assert sorted(seen)[-1] == limit
+    assert sum(seen) < limit + lengths[1] + lengths[0] - 40
+
+
+# --- what a checkpoint carries ---
+
+
+@pytest.mark.parametrize("template", ["llama2_starling", "chatml_yi"])
+def test_scores_are_of_the_checkpoints_own_template_and_length(template):
+    torch.manual_seed(0)
+    config = llama_config(vocab_size=32010, reward_template=template, reward_max_length=12)
+    model = RewardModel(config).eval()
+    tokenizer = llama_tokenizer()
+    talks = [conversation("Why is it so?", "It is so."), conversation("Why?", "So.")]
+    scores, truncated = score_with_truncation(model, tokenizer, talks)
+    ids = [encode_conversation(tokenizer, talk, template, 12)[0] for talk in talks]
+    torch.testing.assert_close(scores, score_sequences(model, ids))
+    assert truncated[0]
+    assert max(map(len, ids)) == 12
+
+
+def test_a_policy_and_a_reward_model_with_other_words_work_together(tokenizer):
+    """Rewards take conversations: 280 byte-level tokens there, 32 000 pieces and [INST] here."""
+    torch.manual_seed(0)
+    config = llama_config(vocab_size=32010, reward_template="llama2_starling")
+    model = RewardModel(config).eval()
+    seen = []
+
+    def reward_fn(talks):
+        seen.extend(talks)
+        return reward_function(model, llama_tokenizer())(talks)
+
+    tune_policy(
+        mistral(),
+        reward_fn,
+        [[{"role": "user", "content": "What is it?"}]] * 8,
+        tokenizer=tokenizer,
+        objective="apa",
+        iterations=1,
+        batch_size=8,
+        minibatch_size=8,
+        epochs=1,
+        max_new_tokens=6,
+    )
+    assert len(seen) == 8
+    rewards = reward_function(model, llama_tokenizer())(seen)
+    assert len(rewards.unique()) == len({talk[-1]["content"].strip() for talk in seen}) > 1

@@ -1,4 +1,4 @@
-"""The command `starling-nb`: run and list lessons, examine the machine, remove what runs left."""
+"""The command `starling-nb`: run and list lessons, examine the machine, score, and clean up."""
 
 import re
 import shutil
@@ -120,6 +120,67 @@ def doctor(profile: str, store: str) -> None:
         sys.exit(EXIT_BAD_REQUEST)
     click.echo(report)
     sys.exit(EXIT_FAILED if problems else 0)
+
+
+@main.command()
+@click.option("--model", required=True, metavar="DIR", help="A checkpoint, or a Hub repository.")
+@click.option("--input", "source", required=True, metavar="FILE", help="What is scored.")
+@click.option("--output", required=True, metavar="FILE", help="The same rows, with their scores.")
+@click.option("--tokenizer", metavar="DIR", help="Its tokenizer.  [default: the checkpoint's]")
+@click.option("--template", help="Its chat template.  [default: the checkpoint's]")
+@click.option("--batch-size", default=64, show_default=True, type=click.IntRange(min=1))
+@click.option("--profile", default="cpu", show_default=True, help="Sets device and threads.")
+def score(
+    model: str,
+    source: str,
+    output: str,
+    tokenizer: str | None,
+    template: str | None,
+    batch_size: int,
+    profile: str,
+) -> None:
+    """Score the conversations of a .parquet, .jsonl or .jsonl.gz FILE with a reward model.
+
+    A row holds "conversation" (or "messages"), or "prompt" and "answer", or "prompt" and a list
+    "answers" as in Nectar. The model keeps the precision of its checkpoint. A run that was stopped
+    goes on when the same command is given again.
+
+    Exit status: 0 scored, 1 a score was not finite, 2 refused: nothing was computed.
+    """
+    from transformers import AutoTokenizer
+
+    from starling_nb.device import choose_device
+    from starling_nb.profiles import get_profile
+    from starling_nb.reward.checkpoints import checkpoint_folder
+    from starling_nb.reward.model import RewardModel
+    from starling_nb.reward.score_file import check_paths, score_file
+
+    try:
+        device = choose_device(get_profile(profile)).device
+    except (ValueError, RuntimeError) as error:
+        click.echo(f"starling-nb: {error}", err=True)
+        sys.exit(EXIT_BAD_REQUEST)
+    try:
+        check_paths(Path(source), Path(output))
+        words = AutoTokenizer.from_pretrained(
+            checkpoint_folder(tokenizer or model), trust_remote_code=False
+        )
+        scorer = RewardModel.from_pretrained(model, template=template)
+        scorer.to(device)  # type: ignore[arg-type]
+        scored = score_file(scorer, words, source, output, batch_size)  # type: ignore[arg-type]
+    except (OSError, ValueError, FloatingPointError) as error:
+        click.echo(f"starling-nb: {error}", err=True)
+        failed = isinstance(error, FloatingPointError)
+        sys.exit(EXIT_FAILED if failed else EXIT_BAD_REQUEST)
+    except KeyboardInterrupt:
+        click.echo("\nstarling-nb: interrupted; the same command goes on from here", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    resumed = f" ({scored.resumed:,} of them before)" if scored.resumed else ""
+    click.echo(f"{scored.rows:,} rows{resumed}, {scored.conversations:,} conversations scored")
+    if scored.truncated:
+        limit = scorer.config.reward_max_length
+        click.echo(f"{scored.truncated:,} were cut at the left to {limit:,} tokens")
+    click.echo(f"Scores: {output}")
 
 
 @main.command()

@@ -1,15 +1,30 @@
 """The reward model: a policy's trunk, one linear head, a score per conversation."""
 
 import copy
-from collections.abc import Callable, Sequence
+import json
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
-from starling_nb.data.chat import Conversation, encode
+from starling_nb.data.chat import Conversation
+from starling_nb.reward.checkpoints import checkpoint_folder, find_layout, own_names, read_weights
+from starling_nb.reward.templates import TEMPLATES, encode_conversation
+from starling_nb.training import MAX_TOKENS, fill_batches
+
+HUB_OPTIONS = ("revision", "token", "cache_dir", "local_files_only")
+MAX_LENGTH = 2048  # tokens of a conversation that the released reward models read
 
 RewardFn = Callable[[list[Conversation]], Tensor]
 
@@ -28,7 +43,9 @@ class RewardModel(PreTrainedModel):
 
     Every block and the final norm are kept; `v_head` has no bias, since the likelihood of a
     ranking does not see one. The parameter names, `transformer.*` and `v_head.weight`, are those
-    of the released Starling-RM-34B; `config` is the trunk's own.
+    of the released Starling-RM-34B. `config` is the trunk's own with two more fields:
+    `reward_template`, the chat template in which conversations are scored (`templates`), and
+    `reward_max_length`, the tokens of a conversation that are read, counted from its end.
     Source: Starling-RM cards; Ziegler et al. 2019 for the head's scale, N(0, 1/(h+1)).
     """
 
@@ -38,6 +55,11 @@ class RewardModel(PreTrainedModel):
     _supports_sdpa = True
 
     def __init__(self, config):
+        if not hasattr(config, "reward_template"):
+            config.reward_template = "openchat"
+        if not hasattr(config, "reward_max_length"):
+            longest = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
+            config.reward_max_length = min(MAX_LENGTH, longest)
         super().__init__(config)
         self.transformer = AutoModel.from_config(config)
         self.v_head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
@@ -61,21 +83,78 @@ class RewardModel(PreTrainedModel):
         return model
 
     @classmethod
-    def from_pretrained(cls, path, **kwargs) -> "RewardModel":  # type: ignore[override]
-        """Load what `save_pretrained` wrote: config.json and model.safetensors.
+    def from_pretrained(  # type: ignore[override]
+        cls, source, *, config=None, template: str | None = None, **kwargs
+    ) -> "RewardModel":
+        """Load a checkpoint of any layout in `starling_nb.reward.checkpoints`.
 
-        Raises ValueError naming the weights that are missing, unknown or of another shape.
+        source: a folder, or a Hub repository, whose `revision`, `token`, `cache_dir` and
+        `local_files_only` may be given.  config: instead of the checkpoint's config.json.
+        template: a name in `templates.TEMPLATES`, instead of the checkpoint's own or, in a released
+        layout, the released one's; unset for a foreign classifier, which then scores no
+        conversations.  Further arguments (dtype, device_map) as in transformers.
+        Raises FileNotFoundError for absent files, ConnectionError when the Hub fails, and
+        ValueError naming the weights that are missing, unknown or of another shape.
         """
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
-        loaded: Any = super().from_pretrained(
-            path, config=config, output_loading_info=True, **kwargs
+        hub = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+        folder = checkpoint_folder(source, **hub)
+        if config is None and not (folder / "config.json").is_file():
+            raise FileNotFoundError(
+                f"{folder}: expected config.json; give config=AutoConfig.from_pretrained(...) of "
+                "the checkpoint's base model"
+            )
+        config = copy.deepcopy(
+            config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
         )
-        model, report = loaded
-        defects = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
-        if defects:
-            raise ValueError(f"{path}: expected exactly the weights of {cls.__name__}: {defects}")
-        return model
+        with torch.device("meta"):
+            blank = cls(copy.deepcopy(config))
+        weights = read_weights(folder)
+        layout = find_layout(weights, f"{blank.transformer.base_model_prefix}.")
+        if cls.__name__ not in (config.architectures or ()) and not hasattr(
+            config, "reward_template"
+        ):
+            config.reward_template = layout.template
+        if template is not None:
+            config.reward_template = template
+        weights = own_names(weights, layout, blank, source)
+        return super().from_pretrained(None, config=config, state_dict=weights, **kwargs)
+
+    def save_pretrained(self, save_directory, *args, format: str = "starling", **kwargs) -> None:
+        """Write config.json and safetensors; `from_pretrained` reads either format back.
+
+        format: "starling", the layout of the released Starling-RM-34B, which its card's class
+        reads; or "sequence_classification", which AutoModelForSequenceClassification reads. That
+        one takes the last token whose id is not config.pad_token_id for the end of a sequence, so
+        that id must be set, and must not be the one that ends an answer.
+        Raises ValueError for another format, and where the second one cannot be read back.
+        """
+        if format == "starling":
+            super().save_pretrained(save_directory, *args, **kwargs)
+        elif format == "sequence_classification":
+            self._classifier().save_pretrained(save_directory, *args, **kwargs)
+        else:
+            raise ValueError(
+                f"format: expected 'starling' or 'sequence_classification', found {format!r}"
+            )
+
+    def _classifier(self) -> PreTrainedModel:
+        """transformers' one-label classifier around the same trunk and head."""
+        config = copy.deepcopy(self.config)
+        config.num_labels = 1
+        name = type(self.transformer).__name__
+        if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+            raise ValueError(f"format: transformers has no sequence classifier around {name}")
+        if config.pad_token_id in (None, config.eos_token_id):
+            raise ValueError(
+                "config.pad_token_id: expected an id that does not end an answer, found "
+                f"{config.pad_token_id}; set it to the tokenizer's padding id before saving"
+            )
+        kind: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
+        with torch.device("meta"):
+            classifier = kind(config)
+        setattr(classifier, kind.base_model_prefix, self.transformer)
+        classifier.score = self.v_head
+        return classifier
 
     def forward(
         self,
@@ -107,15 +186,78 @@ class RewardModel(PreTrainedModel):
 
 
 def encode_conversations(
-    tokenizer: PreTrainedTokenizerFast, conversations: Sequence[Conversation], max_length: int
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Sequence[Conversation],
+    max_length: int,
+    template: str = "openchat",
 ) -> tuple[list[list[int]], Tensor]:
     """Token ids of conversations that end with an answer, each cut at the left to `max_length`.
 
     -> N lists of ids, truncated (N,) bool.  The end, where the score is read, is always kept.
+    Raises ValueError as `templates.encode_conversation` does.
     """
-    sequences = [encode(tokenizer, c, add_generation_prompt=False) for c in conversations]
-    truncated = torch.tensor([len(ids) > max_length for ids in sequences], dtype=torch.bool)
-    return [ids[-max_length:] for ids in sequences], truncated
+    encoded = [encode_conversation(tokenizer, c, template, max_length) for c in conversations]
+    truncated = torch.tensor([cut for _, cut in encoded], dtype=torch.bool)
+    return [ids for ids, _ in encoded], truncated
+
+
+def own_template(model: RewardModel) -> str:
+    """The chat template that the checkpoint carries; ValueError where it carries none."""
+    template = model.config.reward_template
+    if template not in TEMPLATES:
+        raise ValueError(
+            "config.reward_template: the checkpoint does not say in which chat template it reads "
+            f"conversations (found {template!r}); load it with template= one of "
+            f"{', '.join(TEMPLATES)}"
+        )
+    return template
+
+
+def share_prefixes(
+    sequences: Sequence[Sequence[int]], groups: Sequence[Hashable], hidden_size: int
+) -> list[tuple[int, list[int]]]:
+    """Which sequences are computed in one row, and how many first tokens they share there.
+
+    groups: (N,), equal for sequences that may share their beginning. -> (P, indices) for each row,
+    every index once. A sequence joins a row while that is the cheaper: T tokens cost a trunk of
+    width h about T (3h + T), the second term being the attention's over all pairs of tokens.
+    """
+
+    def cost(tokens: int) -> int:
+        return tokens * (3 * hidden_size + tokens)
+
+    members = defaultdict(list)
+    for i, group in enumerate(groups):
+        members[group].append(i)
+    rows: list[tuple[int, list[int]]] = []
+    for indices in members.values():
+        columns = zip(*(sequences[i] for i in indices), strict=False)
+        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        shared = min([shared, *(len(sequences[i]) - 1 for i in indices)])  # all keep a last token
+        tokens = 0  # of the row that is being filled
+        for i in indices:
+            own = len(sequences[i]) - shared
+            longer = cost(tokens + own) - cost(tokens)
+            if tokens and longer < cost(shared + own) and tokens + own <= MAX_TOKENS:
+                rows[-1][1].append(i)
+                tokens += own
+            else:
+                rows.append((shared, [i]))
+                tokens = shared + own
+    return rows
+
+
+def can_share(model: RewardModel, longest: int) -> bool:
+    """Whether several sequences of up to `longest` tokens can be computed in one row.
+
+    The trunk must take its positions from `position_ids` (rotary or learned), and let every token
+    see all before it that the mask allows: no recurrent layers, no window shorter than a sequence.
+    """
+    config = model.config
+    window = getattr(config, "sliding_window", None) or longest
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    positions = hasattr(model.transformer, "rotary_emb") or hasattr(model.transformer, "wpe")
+    return positions and window >= longest and layers <= {"full_attention", "sliding_attention"}
 
 
 @torch.no_grad()
@@ -124,13 +266,15 @@ def score_sequences(
 ) -> Tensor:
     """Scores of token sequences, grouped by length, returned in the order given.
 
-    sequences: N lists of ids -> (N,) float32 on the CPU.
+    sequences: N lists of ids -> (N,) float32 on the CPU. A batch has at most MAX_TOKENS tokens,
+    padding included, or one sequence.
     """
     was_training = model.training
     model.eval()
     scores = torch.empty(len(sequences))
-    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
-    for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+    lengths = [len(ids) for ids in sequences]
+    order = sorted(range(len(sequences)), key=lambda i: lengths[i])
+    for batch in fill_batches(order, lengths, batch_size):
         ids = [torch.tensor(sequences[i]) for i in batch]
         input_ids = pad_sequence(ids, batch_first=True).to(model.device)
         attention_mask = pad_sequence([torch.ones_like(x) for x in ids], batch_first=True)
@@ -139,25 +283,83 @@ def score_sequences(
     return scores
 
 
-def score(
+def score_sharing(
+    model: RewardModel,
+    sequences: Sequence[Sequence[int]],
+    groups: Sequence[Hashable],
+    batch_size: int = 64,
+) -> Tensor:
+    """`score_sequences`, its naive twin, with what a group's sequences share computed once.
+
+    groups: (N,), equal for the answers to one prompt; rows as in `share_prefixes`. Nothing is
+    shared in a trunk that would not give the same scores.
+    """
+    from starling_nb.reward.kwise import pack_list, score_lists  # which imports this module
+
+    if not can_share(model, max(map(len, sequences), default=0)):
+        return score_sequences(model, sequences, batch_size)
+    rows = share_prefixes(sequences, groups, model.config.hidden_size)
+    alone = [indices[0] for _, indices in rows if len(indices) == 1]
+    packed = [(shared, indices) for shared, indices in rows if len(indices) > 1]
+    scores = torch.empty(len(sequences))
+    scores[alone] = score_sequences(model, [sequences[i] for i in alone], batch_size)
+    if packed:
+        lists = [
+            pack_list(sequences[indices[0]][:shared], [sequences[i][shared:] for i in indices])
+            for shared, indices in packed
+        ]
+        values, present = score_lists(model, lists, batch_size)
+        scores[[i for _, indices in packed for i in indices]] = values[present]
+    return scores
+
+
+def score_with_truncation(
     model: RewardModel,
     tokenizer: PreTrainedTokenizerFast,
     conversations: Sequence[Conversation],
     *,
     batch_size: int = 64,
-    max_length: int = 1024,
+    max_length: int | None = None,
+    share_prompts: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Reward of N conversations that end with the assistant's answer, in the checkpoint's template.
+
+    -> scores (N,) float32, truncated (N,) bool, on the CPU: those longer than `max_length` tokens,
+    by default config.reward_max_length, lose their beginning.  The messages before the answer are
+    computed once where several conversations have the same, if `share_prompts`.
+    Raises ValueError for a checkpoint whose template is not known, and as `encode_conversations`.
+    """
+    template = own_template(model)
+    limit = max_length or model.config.reward_max_length
+    sequences, truncated = encode_conversations(tokenizer, conversations, limit, template)
+    if not share_prompts:
+        return score_sequences(model, sequences, batch_size), truncated
+    groups = [
+        i if cut else json.dumps(conversation[:-1])
+        for i, (cut, conversation) in enumerate(zip(truncated.tolist(), conversations, strict=True))
+    ]
+    return score_sharing(model, sequences, groups, batch_size), truncated
+
+
+def score(
+    model: RewardModel,
+    tokenizer: PreTrainedTokenizerFast,
+    conversations: Sequence[Conversation],
+    **options: Any,
 ) -> Tensor:
     """Reward of N conversations that end with the assistant's answer -> (N,) float32 on the CPU.
 
-    Conversations longer than `max_length` tokens lose their beginning; to learn which, call
-    `encode_conversations` and `score_sequences`, the two steps of this function.
+    Options and errors as in `score_with_truncation`, of which it is the first value.
     """
-    sequences, _ = encode_conversations(tokenizer, conversations, max_length)
-    return score_sequences(model, sequences, batch_size)
+    return score_with_truncation(model, tokenizer, conversations, **options)[0]
 
 
 def reward_function(
     model: RewardModel, tokenizer: PreTrainedTokenizerFast, **options: Any
 ) -> RewardFn:
-    """The model as a function of conversations, what policy tuning takes; options as in `score`."""
+    """The model as a function of conversations, what policy tuning takes; options as in `score`.
+
+    Prompts are not shared unless asked for: a rollout's are short, and seldom repeat.
+    """
+    options = {"share_prompts": False} | options
     return lambda conversations: score(model, tokenizer, conversations, **options)
