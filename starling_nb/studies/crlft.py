@@ -40,7 +40,11 @@ def measure(profile: str, store: str) -> dict[str, Any]:
     prompts = held_out(course.get("world"), profile)
     scores = {}
     for t in (1, 0):
-        answered = respond(*course.get("sft"), [p.conversation for p in prompts], temperature=t)
+        answered = respond(  # type: ignore[call-arg]
+            *course.get("sft"),
+            [p.conversation for p in prompts],  # type: ignore[arg-type]
+            temperature=t,
+        )
         habits = by_habit(prompts, answered)
         means = score_answers(course.get("world"), answered).row()
         scores[str(t)] = {**{name: float(value) for name, value in means.items()}, "habits": habits}

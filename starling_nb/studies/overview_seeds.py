@@ -24,7 +24,7 @@ SMALL = {  # the stages' sizes in lesson 00 on cpu
     "rankings": {"lists": 1500},
     "apa": {"iterations": 10, "batch_size": 96, "minibatch_size": 48},
 }
-TEMPERATURES = np.arange(0.1, 1.01, 0.1)
+TEMPERATURES = [t / 10 for t in range(1, 11)]
 
 
 def shuffled(reward_fn: RewardFn, seed: int) -> RewardFn:
