@@ -227,7 +227,9 @@ def test_calling_an_exercise_prints_outside_a_notebook(capsys):
 def test_a_misspelt_exercise_is_answered_with_the_nearest():
     with pytest.raises(AttributeError, match=r"'placket_luce'; did you mean plackett_luce\?"):
         checks.placket_luce  # noqa: B018
-    with pytest.raises(AttributeError, match=r"'xyz'; there are plackett_luce, .*, cool"):
+    with pytest.raises(
+        AttributeError, match=r"'xyz'; there are plackett_luce, .*, pessimistic_value$"
+    ):
         checks.xyz  # noqa: B018
 
 
@@ -296,6 +298,17 @@ def test_class_weights_are_the_packages():
     torch.testing.assert_close(
         checks.class_weights.solution(experts, lengths).float(), answers, rtol=1e-5, atol=0
     )
+
+
+def test_pessimistic_value_is_the_least_in_the_ball():
+    """No parameter of distance `bonus` from theta does worse; among many one is nearly as bad."""
+    generator = torch.Generator().manual_seed(0)
+    for theta, gain, metric, bonus in checks.pessimistic_value.cases:
+        steps = torch.randn(20_000, len(theta), generator=generator, dtype=torch.float64)
+        lengths = torch.einsum("ni,ij,nj->n", steps, metric, steps).sqrt()
+        values = (theta + bonus * steps / lengths[:, None]) @ gain
+        least = checks.pessimistic_value.solution(theta, gain, metric, bonus)
+        assert least - 1e-9 <= values.min() <= least + 1e-2
 
 
 # The exercises of the committed lessons.

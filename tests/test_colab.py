@@ -97,7 +97,7 @@ def test_renewing_mends_badge_cell_and_metadata_and_nothing_else(tmp_path, monke
     nb = whole_lesson(path)
     wanted = copy.deepcopy(nb)
     wanted.cells[4].source = colab.SETUP
-    wanted.cells[4].metadata["cellView"] = "form"
+    wanted.cells[4].metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
     wanted.metadata["colab"] = {"provenance": [], "toc_visible": True}
 
     nb.cells[0].source = nb.cells[0].source.replace("/blob/main/", "/blob/old/")

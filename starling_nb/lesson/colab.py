@@ -80,7 +80,7 @@ def renew(nb: Any, path: Path) -> None:
     first.source = re.sub(r"\[!\[Open In Colab\]\(.*\)\]\(.*?\)", badge(path), first.source)
     for cell in anatomy.tagged(nb, "setup"):
         cell.source = SETUP
-        cell.metadata["cellView"] = "form"
+        cell.metadata |= {"cellView": "form", "jupyter": {"source_hidden": True}}
     nb.metadata.pop("accelerator", None)
     nb.metadata["colab"] = dict(METADATA)
 

@@ -45,7 +45,7 @@ def normalise(nb: Any) -> None:
         **kept,
     )
     for cell in nb.cells:
-        for name in set(cell.metadata) - {"tags", "colab_type", "id", "cellView"}:
+        for name in set(cell.metadata) - {"tags", "colab_type", "id", "cellView", "jupyter"}:
             del cell.metadata[name]
         if not anatomy.tags(cell):
             cell.metadata.pop("tags", None)

@@ -12,6 +12,7 @@ LESSONS = {  # module, named as the lesson -> its exercises
     "overview": ("plackett_luce", "weighted_nll", "apa_loss", "low_rank"),
     "nectar": ("split_prompt", "ranking_probability", "chi_square", "agreement", "ceiling"),
     "policy": ("openchat", "answer_mask", "class_weights", "cool"),
+    "kwise_mle": ("plackett_luce_gradient", "all_pairs_nll", "top_m_nll", "pessimistic_value"),
 }
 NAMES = tuple(name for names in LESSONS.values() for name in names)
 
