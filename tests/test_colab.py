@@ -28,13 +28,15 @@ PIP = [sys.executable, "-m", "pip", "install", "-q", "--no-deps"]
 PACKAGE = f"git+https://github.com/{colab.REPOSITORY}@{colab.BRANCH}"
 
 # What Colab's image has of the things that lessons need: github.com/googlecolab/backend-info,
-# pip-freeze.txt of August 2026, and of June for what did not move the floors of pyproject.toml.
+# pip-freeze.txt of August 2026, and of February or June for what did not move a floor of
+# pyproject.toml.
 # Of our dependencies it lacks jupyterlab, latex2mathml, mistral-common and papermill.
 COLAB = {
     "accelerate": "1.14.0",
     "click": "8.4.1",
     "datasets": "4.0.0",
     "filelock": "3.29.0",
+    "huggingface-hub": "1.4.1",
     "ipython": "7.34.0",
     "jsonschema": "4.26.0",
     "matplotlib": "3.10.0",

@@ -12,15 +12,15 @@ user's text. The output has the same kind, rows and order, and two fields more: 
 beginning. Other fields pass through.
 
 Until all is scored, the scores lie in OUTPUT.partial: a header, which says what they belong to, and
-a line for each row. A run stopped at any moment and started again goes on from there, and ends with
-the same bytes.
+a line for the rows of about CHUNK conversations. A run stopped at any moment and started again goes
+on from there, and ends with the same bytes.
 """
 
 import gzip
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,11 +35,12 @@ from starling_nb.reward.model import RewardModel, own_template, score_with_trunc
 from starling_nb.reward.templates import template_text
 from starling_nb.store import replace_atomically, sha256_file
 
-CHUNK = 64  # rows that are computed, and saved, at a time
+CHUNK = 64  # conversations, or a few more, that are computed and saved at a time
 SHOWN = 5  # refused rows spelled out
-CONVERSATION = {"conversation", "messages"}  # names of the field that holds a whole one
+CONVERSATION = ("conversation", "messages")  # names of the field that holds a whole one
 ADDED = ("score", "scores", "truncated")
 
+Placed = tuple[str, list[Conversation]]  # a row's place in its file, and its conversations
 Result = tuple[list[float], int]  # a row's scores, and how many of its conversations were cut
 
 
@@ -71,14 +72,14 @@ def score_file(
     count = check_rows(source, own_template(model))
     partial = output.with_name(output.name + ".partial")
     done = open_partial(partial, identity(model, tokenizer, source, batch_size))
-    if len(done) > count or (len(done) < count and len(done) % CHUNK):
-        raise ValueError(f"{partial}: expected scores of {count} rows; delete it and start again")
+    if len(done) > count:
+        raise ValueError(f"{partial}: expected {count} rows at most; delete it and start again")
     resumed = len(done)
     bar = progress(total=count, desc="score")
     bar.update(resumed)
     rows = islice(open_source(source)[0], resumed, None)
     with partial.open("ab") as stream:
-        while chunk := list(islice(rows, CHUNK)):
+        for chunk in chunks(rows):
             results = score_rows(model, tokenizer, chunk, batch_size)
             stream.write(json.dumps(results).encode() + b"\n")
             stream.flush()
@@ -179,18 +180,29 @@ def read_row(row: Any, where: str) -> list[Conversation]:
     return [[*asked, {"role": "assistant", "content": answer}] for answer in answers]
 
 
+def chunks(rows: Iterable[tuple[str, Any]]) -> Iterator[list[Placed]]:
+    """The rows in parts of CHUNK conversations; the last row of a part may have more."""
+    chunk: list[Placed] = []
+    for where, row in rows:
+        chunk.append((where, read_row(row, where)))
+        if sum(len(conversations) for _, conversations in chunk) >= CHUNK:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
 def score_rows(
     model: RewardModel,
     tokenizer: PreTrainedTokenizerFast,
-    placed: list[tuple[str, Any]],
+    placed: list[Placed],
     batch_size: int,
 ) -> list[Result]:
-    """The results of (place, row) pairs; FloatingPointError naming a row without finite scores."""
-    lists = [read_row(row, where) for where, row in placed]
-    flat = [conversation for conversations in lists for conversation in conversations]
+    """The results of rows; FloatingPointError naming one whose scores are not finite."""
+    flat = [conversation for _, conversations in placed for conversation in conversations]
     scores, truncated = score_with_truncation(model, tokenizer, flat, batch_size=batch_size)
     results: list[Result] = []
-    sizes = [len(conversations) for conversations in lists]
+    sizes = [len(conversations) for _, conversations in placed]
     parts = zip(placed, scores.split(sizes), truncated.split(sizes), strict=True)
     for (where, _), values, cut in parts:
         if not values.isfinite().all():
@@ -254,7 +266,7 @@ def open_partial(path: Path, header: dict[str, Any]) -> list[Result]:
 
 def has_list(fields: Iterable[str]) -> bool:
     """Whether a row with these fields holds a list of answers, and so gets a list of scores."""
-    return "answers" in fields and not CONVERSATION & set(fields)
+    return "answers" in fields and not set(CONVERSATION) & set(fields)
 
 
 def write_jsonl(source: Path, results: list[Result], path: Path) -> None:
