@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from starling_nb.data.world import make_world
 from starling_nb.policy.base import ASSET, load_policy
-from starling_nb.reward.kwise import collate, encode_rows, plackett_luce_nll
+from starling_nb.reward.kwise import plackett_luce_nll
 from starling_nb.reward.model import RewardModel
+from starling_nb.reward.packing import collate, encode_rows
 
 LISTS, BATCH, REPEATS = 96, 12, 3
 

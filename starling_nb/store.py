@@ -39,7 +39,7 @@ STAGE_MODULES = (
     "starling_nb.data.world",
     "starling_nb.policy.base",
     "starling_nb.policy.sft",
-    "starling_nb.reward.kwise",
+    "starling_nb.reward.train",
     "starling_nb.policy.rl",
     "starling_nb.laser.reduce",
 )

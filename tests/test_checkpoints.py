@@ -236,9 +236,9 @@ def test_a_classifier_of_another_family(tmp_path):
     torch.testing.assert_close(logits[:, 0], alone(model), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("pad_id", [None, 2])
-def test_a_classifier_that_could_not_find_the_end_is_not_written(tmp_path, pad_id):
-    model = own_model(config=llama_config(pad_token_id=pad_id))
+@pytest.mark.parametrize(("pad_id", "ends"), [(None, 2), (2, 2), (2, [7, 2])])
+def test_a_classifier_that_could_not_find_the_end_is_not_written(tmp_path, pad_id, ends):
+    model = own_model(config=llama_config(pad_token_id=pad_id, eos_token_id=ends))
     with pytest.raises(
         ValueError, match=rf"pad_token_id: .* does not end an answer, found {pad_id}"
     ):

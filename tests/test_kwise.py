@@ -15,25 +15,25 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from starling_nb.data.chat import encode, mistral_tokenizer, train_tokenizer
 from starling_nb.device import Device
-from starling_nb.reward.kwise import (
-    BREAKINGS,
+from starling_nb.reward.kwise import BREAKINGS, pairwise_nll, plackett_luce_nll
+from starling_nb.reward.metrics import ranking_metrics
+from starling_nb.reward.model import RewardModel, score
+from starling_nb.reward.packing import (
     PackedList,
-    RewardConfig,
     block_mask,
-    build_reward_model,
     collate,
     encode_list,
     encode_rows,
-    load_model,
     pack_list,
-    pairwise_nll,
-    plackett_luce_nll,
-    ranking_metrics,
-    save_model,
     score_lists,
+)
+from starling_nb.reward.train import (
+    RewardConfig,
+    build_reward_model,
+    load_model,
+    save_model,
     train_reward_model,
 )
-from starling_nb.reward.model import RewardModel, score
 from starling_nb.store import STAGES
 from starling_nb.training import length_grouped_batches
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from starling_nb.data.chat import Conversation
 from starling_nb.reward.checkpoints import checkpoint_folder, find_layout, own_names, read_weights
+from starling_nb.reward.packing import pack_list, score_lists
 from starling_nb.reward.templates import TEMPLATES, encode_conversation
 from starling_nb.training import MAX_TOKENS, fill_batches
 
@@ -110,12 +111,11 @@ class RewardModel(PreTrainedModel):
             blank = cls(copy.deepcopy(config))
         weights = read_weights(folder)
         layout = find_layout(weights, f"{blank.transformer.base_model_prefix}.")
-        if cls.__name__ not in (config.architectures or ()) and not hasattr(
-            config, "reward_template"
-        ):
-            config.reward_template = layout.template
+        ours = cls.__name__ in (config.architectures or ())  # as such, openchat
         if template is not None:
             config.reward_template = template
+        elif not ours and not hasattr(config, "reward_template"):
+            config.reward_template = layout.template
         weights = own_names(weights, layout, blank, source)
         return super().from_pretrained(None, config=config, state_dict=weights, **kwargs)
 
@@ -144,7 +144,8 @@ class RewardModel(PreTrainedModel):
         name = type(self.transformer).__name__
         if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
             raise ValueError(f"format: transformers has no sequence classifier around {name}")
-        if config.pad_token_id in (None, config.eos_token_id):
+        ends = config.eos_token_id
+        if config.pad_token_id in (None, *(ends if isinstance(ends, list) else [ends])):
             raise ValueError(
                 "config.pad_token_id: expected an id that does not end an answer, found "
                 f"{config.pad_token_id}; set it to the tokenizer's padding id before saving"
@@ -294,8 +295,6 @@ def score_sharing(
     groups: (N,), equal for the answers to one prompt; rows as in `share_prefixes`. Nothing is
     shared in a trunk that would not give the same scores.
     """
-    from starling_nb.reward.kwise import pack_list, score_lists  # which imports this module
-
     if not can_share(model, max(map(len, sequences), default=0)):
         return score_sequences(model, sequences, batch_size)
     rows = share_prefixes(sequences, groups, model.config.hidden_size)

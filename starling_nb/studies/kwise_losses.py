@@ -13,14 +13,9 @@ import numpy as np
 from starling_nb.data.nectar import Row
 from starling_nb.data.world import World, bayes_accuracy
 from starling_nb.evaluate.gold import paired_difference
-from starling_nb.reward.kwise import (
-    Loss,
-    encode_rows,
-    pairwise_nll,
-    plackett_luce_nll,
-    score_lists,
-    train_reward_model,
-)
+from starling_nb.reward.kwise import Loss, pairwise_nll, plackett_luce_nll
+from starling_nb.reward.packing import encode_rows, score_lists
+from starling_nb.reward.train import train_reward_model
 from starling_nb.store import Store
 
 SEEDS = (0, 1, 2)
