@@ -98,6 +98,19 @@ def full_softmax(scores):
     return gradient
 
 
+@wrong("plackett_luce_gradient", "one softmax")
+def one_softmax(scores):
+    return torch.softmax(scores, 0) - 1
+
+
+@wrong("plackett_luce_gradient", "the last choice is left out")
+def choices_with_a_rival(scores):
+    gradient = -torch.ones_like(scores)
+    for j in range(len(scores) - 1):
+        gradient[j:] += torch.softmax(scores[j:], 0)
+    return gradient
+
+
 @wrong("plackett_luce_gradient", "are multiplied")
 def multiplied(scores):
     expected = torch.ones_like(scores)
@@ -339,6 +352,11 @@ def pairs_of_the_best(scores, m):
 @wrong("top_m_nll", "the sign")
 def log_likelihood_of_the_best(scores, m):
     return sum(torch.log_softmax(scores[j:], 0)[0] for j in range(m))
+
+
+@wrong("top_m_nll", "the probability itself")
+def probability(scores, m):
+    return math.prod(torch.softmax(scores[j:], 0)[0] for j in range(m))
 
 
 @wrong("top_m_nll", "exp overflows")

@@ -4,7 +4,7 @@ import ast
 import math
 import re
 import warnings
-from itertools import combinations
+from itertools import chain, combinations, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,15 +12,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from nbformat.v4 import new_output
 from small_notebooks import exercise, lesson
+from torch.nn.utils.rnn import pad_sequence
+from transformers import LlamaConfig
 from wrong_answers import RIGHT, WRONG
 
 from starling_nb.data.chat import encode_with_mask, train_tokenizer
 from starling_nb.lesson import anatomy, checks, claims, exercises, lint
 from starling_nb.lesson.exercises import NOT_ATTEMPTED, PASSED, Exercise, attempt, difference
 from starling_nb.policy.sft import encode_demonstration, weighted_nll
+from starling_nb.reward.bench import evaluate
+from starling_nb.reward.bench_data import TRUTH, Benchmark, Item
 from starling_nb.reward.kwise import plackett_luce_nll
+from starling_nb.reward.metrics import ranking_metrics
+from starling_nb.reward.model import RewardModel
+from starling_nb.reward.packing import pack_list
 
 ALL = [getattr(checks, name) for name in checks.NAMES]
 each = pytest.mark.parametrize("exercise", ALL, ids=lambda exercise: exercise.name)
@@ -36,7 +44,7 @@ def test_the_solution_passes_and_says_by_how_much(exercise):
     assert status == PASSED
     assert re.fullmatch(
         rf"{exercise.name}: passed, {len(exercise.cases)} cases, "
-        r"(equal|largest difference 0 \(allowed 1e-06\))",
+        rf"(equal|largest difference 0 \(allowed {exercise.tolerance:.1g}\))",
         message,
     )
 
@@ -64,6 +72,7 @@ def test_every_known_mistake_is_made_by_some_wrong_answer(exercise):
 @each
 def test_cases_tell_the_mistakes_apart(exercise):
     """No two mistakes, nor a mistake and the solution, agree on all cases; by a wide margin."""
+    wide = min(1000 * exercise.tolerance, 0.1)
     functions = {"the solution": exercise.solution, **exercise.mistakes}
     answers = {
         cause: [attempt(function, case) for case in exercise.cases]
@@ -71,7 +80,7 @@ def test_cases_tell_the_mistakes_apart(exercise):
     }
     for one, other in combinations(answers, 2):
         gap = max(map(difference, answers[one], answers[other]))
-        assert gap > 1000 * exercise.tolerance, f"{one!r} and {other!r} look the same"
+        assert gap > wide, f"{one!r} and {other!r} look the same"
 
 
 def raises(*arguments):
@@ -136,6 +145,25 @@ def test_what_is_wrong_is_said(function, lines):
     assert status == exercises.WRONG
     for line in lines:
         assert line in message
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("sees", "bool"), ("position_ids", "int64"), ("packed_positions", "int64")]
+)
+def test_floats_do_not_do_for_a_tensor_of_another_type(name, make):
+    exercise = getattr(checks, name)
+    for floats in (lambda x: x.float(), lambda x: x.double().numpy()):
+        status, message = exercise.judge(lambda *case, of=floats: of(exercise.solution(*case)))
+        assert status == exercises.WRONG
+        assert message.endswith(f"the numbers are right, but floats: torch.{make} is asked for.")
+    for others in (lambda x: x.numpy(), lambda x: x.tolist(), lambda x: x.int()):
+        answer = lambda *case, of=others: of(exercise.solution(*case))  # noqa: E731
+        assert exercise.judge(answer)[0] == PASSED
+
+
+def test_a_mistake_in_floats_is_told_as_the_mistake():
+    message = checks.sees.judge(lambda segments: torch.ones(len(segments), len(segments)).tril())[1]
+    assert "Likely cause: this is the plain causal mask" in message
 
 
 def test_a_cause_is_named_only_when_all_answers_fit_it():
@@ -228,7 +256,7 @@ def test_a_misspelt_exercise_is_answered_with_the_nearest():
     with pytest.raises(AttributeError, match=r"'placket_luce'; did you mean plackett_luce\?"):
         checks.placket_luce  # noqa: B018
     with pytest.raises(
-        AttributeError, match=r"'xyz'; there are plackett_luce, .*, pessimistic_value$"
+        AttributeError, match=r"'xyz'; there are plackett_luce, .*, truth_preference$"
     ):
         checks.xyz  # noqa: B018
 
@@ -309,6 +337,102 @@ def test_pessimistic_value_is_the_least_in_the_ball():
         values = (theta + bonus * steps / lengths[:, None]) @ gain
         least = checks.pessimistic_value.solution(theta, gain, metric, bonus)
         assert least - 1e-9 <= values.min() <= least + 1e-2
+
+
+def tiny_reward_model():
+    config = LlamaConfig(
+        vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
+    )
+    torch.manual_seed(0)
+    return RewardModel(config).eval()
+
+
+def test_rewards_are_read_where_the_package_reads_them():
+    """A row padded on the left, one that is full, one padded on the right."""
+    model = tiny_reward_model()
+    ids = torch.randint(9, (3, 4), generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])
+    positions = checks.position_ids.solution(mask)
+    hidden = model.transformer(ids, attention_mask=mask, position_ids=positions)[0]
+    rewards = checks.read_reward.solution(hidden, mask, model.v_head.weight[0])
+    torch.testing.assert_close(rewards, model(ids, mask))
+
+
+def test_a_packed_answer_is_scored_as_if_it_stood_alone():
+    model = tiny_reward_model()
+    prompt, answers = [1, 5, 2], [[3, 4], [7], [8, 6, 2]]
+    lengths = [len(answer) for answer in answers]
+    segments = torch.arange(4).repeat_interleave(torch.tensor([3, *lengths]))
+    together = model(
+        torch.tensor([[*prompt, *chain.from_iterable(answers)]]),
+        checks.sees.solution(segments)[None, None],
+        checks.packed_positions.solution(3, lengths)[None],
+        2 + torch.tensor(lengths).cumsum(0)[None],
+    )[0]
+    for reward, answer in zip(together, answers, strict=True):
+        ids = torch.tensor([prompt + answer])
+        torch.testing.assert_close(reward, model(ids, torch.ones_like(ids))[0])
+
+
+@given(st.integers(1, 9), st.lists(st.integers(1, 9), min_size=2, max_size=7))
+def test_tokens_computed_are_those_of_the_tensors(prompt, answers):
+    ids = [[0] * size for size in answers]
+    rows = [torch.zeros(prompt + size) for size in answers]
+    pairs = [torch.cat(pair) for pair in combinations(rows, 2)]
+    assert checks.tokens_computed.solution(prompt, answers) == (
+        pack_list([0] * prompt, ids).input_ids.numel(),
+        pad_sequence(rows).numel(),
+        sum(map(torch.numel, pairs)),
+    )
+
+
+few_scores = st.integers(1, 4).flatmap(  # few values, so that many tie
+    lambda n: st.integers(2, 5).flatmap(
+        lambda k: arrays(float, (n, k), elements=st.integers(-2, 2).map(float))
+    )
+)
+
+
+@given(few_scores)
+def test_pair_accuracy_is_the_packages(scores):
+    expected = ranking_metrics(torch.tensor(scores))["accuracy"]
+    assert checks.pair_accuracy.solution(scores) == pytest.approx(expected, abs=1e-6)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_no_guesses_are_better_than_the_bayes_accuracy(p):
+    expected = max(
+        np.mean([x if first else 1 - x for x, first in zip(p, guesses, strict=True)])
+        for guesses in product([True, False], repeat=len(p))
+    )
+    assert checks.bayes_accuracy.solution(np.array(p)) == pytest.approx(expected)
+
+
+def test_the_calibration_scale_is_the_likeliest():
+    """In all cases; where margins are of one size, it is the log odds over that size."""
+
+    def likelihood(c, margins):
+        return -np.logaddexp(0, -c * margins).sum()
+
+    found = [checks.calibration_scale.solution(*case) for case in checks.calibration_scale.cases]
+    assert found[:2] == pytest.approx([math.log(2), 2 * math.log(3)])
+    for c, (margins,) in zip(found, checks.calibration_scale.cases, strict=True):
+        others = [likelihood(c * (1 + step), margins) for step in (-1, -0.1, -1e-3, 1e-3, 0.1, 1)]
+        assert likelihood(c, margins) > max(others)
+
+
+fine_scores = st.integers(-300, 300).map(lambda n: n / 250)  # 0.004 apart
+
+
+@given(st.lists(st.tuples(*[fine_scores] * 3), min_size=1, max_size=8))
+def test_truth_preference_is_the_packages(rows):
+    texts = ("correct", "incorrect", "best")
+    conversation = [{"role": "user", "content": "?"}]
+    answered = tuple([*conversation, {"role": "assistant", "content": text}] for text in texts)
+    items = [Item(answered, TRUTH, "?") for _ in rows]
+    scores = np.array(rows)
+    expected = evaluate(Benchmark("truth", items, texts), scores).credit.mean()
+    assert checks.truth_preference.solution(*scores.T) == pytest.approx(expected)
 
 
 # The exercises of the committed lessons.

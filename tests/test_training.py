@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import MistralConfig, MistralForCausalLM
+from transformers.trainer_pt_utils import safe_globals
 
+from starling_nb import training
 from starling_nb.device import Device
-from starling_nb.training import MAX_TOKENS, length_grouped_batches, train
+from starling_nb.training import MAX_TOKENS, SEAL, length_grouped_batches, train
 
 CPU = torch.device("cpu")
 
@@ -172,3 +174,101 @@ def test_long_items_make_smaller_batches():
         longest = max(lengths[i] for i in batch)
         assert len(batch) == 1 or len(batch) * longest <= MAX_TOKENS
     assert max(map(len, batches)) == 12
+
+
+# ---------------------------------------------------------------------------------------- resuming
+class Stopped(Exception):
+    """Stands for the kill of a run."""
+
+
+def stop_at(step):
+    """The loss of a run that is stopped at a step, and the list of the steps it was asked for."""
+    steps = []
+
+    def stopping(model, batch):
+        steps.append(len(steps) + 1)
+        if len(steps) == step:
+            raise Stopped
+        return loss(model, batch)
+
+    return stopping, steps
+
+
+def stopped(folder, step, steps=20, **changes):
+    """What a run of so many steps, stopped in one of them, leaves in the folder."""
+    with pytest.raises(Stopped):
+        fit(tiny_model(), counting(steps), loss=stop_at(step)[0], folder=folder, **changes)
+    return sorted(path.name for path in folder.iterdir())
+
+
+def same_weights(a, b):
+    return all(map(torch.equal, a.state_dict().values(), b.state_dict().values()))
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, capfd):
+    """And to the same log, whose entries are means over two steps here."""
+    whole, resumed = tiny_model(), tiny_model()
+    log = fit(whole, counting(100))
+    assert stopped(tmp_path, step=76, steps=100) == ["checkpoint-70"]
+    never, steps = stop_at(None)
+    assert fit(resumed, counting(100), loss=never, folder=tmp_path) == log
+    assert len(steps) == 30
+    assert same_weights(whole, resumed)
+    assert list(tmp_path.iterdir()) == []
+    said = capfd.readouterr().err.splitlines()
+    assert [line for line in said if not line.startswith("test: ")] == []  # the bar alone speaks
+    assert sum("100 % (100/100)" in line for line in said) == 2
+
+
+def test_a_run_may_be_stopped_again_and_again(tmp_path):
+    whole, resumed = tiny_model(), tiny_model()
+    fit(whole, counting(20))
+    for step in (3, 7, 2, 7):  # counted anew each time: until 3, 7, 5 + 2 and 5 + 7
+        stopped(tmp_path, step)
+    never, steps = stop_at(None)
+    fit(resumed, counting(20), loss=never, folder=tmp_path)
+    assert len(steps) == 10
+    assert same_weights(whole, resumed)
+
+
+def test_a_state_cut_short_is_not_used(tmp_path, monkeypatch):
+    whole, resumed = tiny_model(), tiny_model()
+    fit(whole, counting(20))
+    seal = training.write_json
+
+    def killed(path, settings):
+        if path.parent.name == "checkpoint-15":
+            raise Stopped
+        seal(path, settings)
+
+    monkeypatch.setattr(training, "write_json", killed)
+    assert stopped(tmp_path, step=None) == ["checkpoint-10", "checkpoint-15"]
+    monkeypatch.undo()
+    (tmp_path / "checkpoint-15" / "model.safetensors").write_bytes(b"cut")
+    never, steps = stop_at(None)
+    fit(resumed, counting(20), loss=never, folder=tmp_path)
+    assert len(steps) == 10
+    assert same_weights(whole, resumed)
+
+
+def test_nothing_saved_can_run_code(tmp_path):
+    """Weights are safetensors, the rest JSON or what torch reads with weights_only=True."""
+    stopped(tmp_path, step=6)
+    for path in (tmp_path / "checkpoint-5").iterdir():
+        if path.suffix in (".pt", ".pth"):
+            with safe_globals():  # numpy's generator state
+                torch.load(path, weights_only=True)
+        else:
+            assert path.suffix in (".json", ".safetensors"), path.name
+
+
+def test_another_runs_state_is_refused(tmp_path):
+    stopped(tmp_path, step=6)
+    whole = r"checkpoint-5: expected .*'steps': 20, 'lr': 0.02, .*'lr': 0.01.*empty the folder"
+    with pytest.raises(ValueError, match=whole):
+        fit(tiny_model(), counting(20), folder=tmp_path, lr=0.02)
+    with pytest.raises(ValueError, match=r"'seed': 1}, found .*'seed': 0}"):
+        fit(tiny_model(), counting(20), folder=tmp_path, seed=1)
+    with pytest.raises(ValueError, match=r"'steps': 19, .*'steps': 20"):
+        fit(tiny_model(), counting(19), folder=tmp_path)
+    assert (tmp_path / "checkpoint-5" / SEAL).is_file()

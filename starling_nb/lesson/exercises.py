@@ -22,8 +22,8 @@ class Exercise:
 
     The answers to all cases are compared with the solution's: texts must be equal, numbers agree
     to `tolerance` relative to the largest expected one, or to 1 when that is smaller. Tensors,
-    arrays, lists and plain numbers are all taken for numbers. Where the answers are those of a
-    known mistake, the message names it.
+    arrays, lists and plain numbers are all taken for numbers, but floats do not do for a tensor of
+    integers or truth values. Where the answers are those of a known mistake, the message names it.
     """
 
     name: str
@@ -50,7 +50,8 @@ class Exercise:
             return NOT_ATTEMPTED, f"{self.name}: not attempted yet, or a `return` is missing"
         expected = [attempt(self.solution, case) for case in self.cases]
         apart = [difference(a, b) for a, b in zip(found, expected, strict=True)]
-        wrong = [i for i, gap in enumerate(apart) if gap > self.tolerance]
+        floats = [floats_for_a_type(a, b) for a, b in zip(found, expected, strict=True)]
+        wrong = [i for i, gap in enumerate(apart) if gap > self.tolerance or floats[i]]
         if wrong:
             return WRONG, self.explain(found, expected, wrong)
         margin = f"largest difference {max(apart):.1g} (allowed {self.tolerance:.1g})"
@@ -73,6 +74,8 @@ class Exercise:
         else:
             lines += [f"  expected  {text(wanted)}", f"  found     {text(got)}"]
         cause = self.cause(found)
+        if not cause and max(map(difference, found, expected)) <= self.tolerance:
+            cause = f"the numbers are right, but floats: {wanted.dtype} is asked for"
         lines.append(f"Likely cause: {cause}." if cause else f"The task: {self.expects}.")
         return "\n".join(lines)
 
@@ -110,6 +113,12 @@ def difference(found: Any, expected: Any) -> float:
     if a.shape != b.shape:
         return math.inf
     return float(np.abs(a - b).max(initial=0) / np.abs(b).max(initial=1))
+
+
+def floats_for_a_type(found: Any, expected: Any) -> bool:
+    """Whether floats stand where a tensor of integers or truth values is expected."""
+    tensor = hasattr(expected, "detach") and not expected.is_floating_point()
+    return tensor and "float" in str(getattr(found, "dtype", ""))
 
 
 def broken(answer: Any) -> bool:

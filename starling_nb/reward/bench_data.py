@@ -70,7 +70,7 @@ class Benchmark:
 
 
 def pair(prompt: str | Conversation, chosen: str, rejected: str) -> Item:
-    """The item of one preference; a tie earns half, as in `kwise.ranking_metrics`.
+    """The item of one preference; a tie earns half, as in `metrics.ranking_metrics`.
 
     prompt: a Nectar prompt, known by its first word "Human:"; a plain question; or a conversation
     that ends with the user. Raises ValueError naming the field.

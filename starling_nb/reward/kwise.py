@@ -66,3 +66,13 @@ def pairwise_nll(scores: Tensor, mask: Tensor | None = None, breaking: str = "fu
     pairs = BREAKINGS[breaking](i, j, last) & (i < j) & mask[:, :, None] & mask[:, None, :]
     margins = scores[:, :, None] - scores[:, None, :]  # (B, K, K): s_i − s_j
     return (softplus(-margins) * pairs).sum((-1, -2))
+
+
+def squared_sum(scores: Tensor, mask: Tensor | None = None) -> Tensor:
+    """(Σ_j s_j)² of each list: as a penalty it pins the level, which no ranking's likelihood sees.
+
+    scores, mask: as in `plackett_luce_nll`. -> (B,).
+    Source: `zero_sum_penalty` of Starling's reward-model-training (models.py), by default 0.
+    """
+    scores, _ = scores_and_mask(scores, mask)
+    return scores.sum(-1) ** 2

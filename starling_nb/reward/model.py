@@ -4,7 +4,6 @@ import copy
 import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from itertools import takewhile
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from transformers import (
 
 from starling_nb.data.chat import Conversation
 from starling_nb.reward.checkpoints import checkpoint_folder, find_layout, own_names, read_weights
-from starling_nb.reward.packing import pack_list, score_lists
+from starling_nb.reward.packing import pack_list, score_lists, shared_tokens
 from starling_nb.reward.templates import TEMPLATES, encode_conversation
 from starling_nb.training import MAX_TOKENS, fill_batches
 
@@ -232,9 +231,7 @@ def share_prefixes(
         members[group].append(i)
     rows: list[tuple[int, list[int]]] = []
     for indices in members.values():
-        columns = zip(*(sequences[i] for i in indices), strict=False)
-        shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        shared = min([shared, *(len(sequences[i]) - 1 for i in indices)])  # all keep a last token
+        shared = shared_tokens([sequences[i] for i in indices])
         tokens = 0  # of the row that is being filled
         for i in indices:
             own = len(sequences[i]) - shared

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, pairwise, takewhile
 from typing import NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import EOT, encode, prompt_to_conversation
 from starling_nb.data.nectar import Row
+from starling_nb.reward.templates import encode_conversation
 from starling_nb.training import Batch, fill_batches
 
 
@@ -79,16 +80,31 @@ def collate(lists: Sequence[PackedList]) -> Batch:
     }
 
 
-def encode_list(
-    tokenizer: PreTrainedTokenizerFast, prompt: str, answers: Sequence[str]
-) -> tuple[list[int], list[list[int]]]:
-    """Ids of a Nectar prompt, up to "Assistant:", and of each answer behind it, to its end of turn.
+def shared_tokens(sequences: Sequence[Sequence[int]]) -> int:
+    """How many first tokens all the sequences share, at least one left to each."""
+    columns = zip(*sequences, strict=False)
+    shared = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return min(shared, *(len(ids) - 1 for ids in sequences))
 
-    The same as `encode` on the K conversations, in one call: the answers are encoded as turns that
-    follow each other, and cut apart at the ends of turn, which no text can contain.
+
+def encode_list(
+    tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
+    answers: Sequence[str],
+    template: str = "openchat",
+) -> tuple[list[int], list[list[int]]]:
+    """Ids of a Nectar prompt and of each answer behind it, to its end of turn, in a chat template.
+
+    The same as `encode_conversation` on the K conversations, cut where they begin to differ. In
+    openchat the cut is behind "Assistant:", and it is done in one call: the answers are encoded as
+    turns that follow each other, and cut apart at the ends of turn, which no text can contain.
     """
     asked = prompt_to_conversation(prompt)
     turns = [{"role": "assistant", "content": answer} for answer in answers]
+    if template != "openchat":
+        whole = [encode_conversation(tokenizer, [*asked, turn], template)[0] for turn in turns]
+        shared = shared_tokens(whole)
+        return whole[0][:shared], [ids[shared:] for ids in whole]
     ids = encode(tokenizer, [*asked, *turns], add_generation_prompt=True)
     eot = tokenizer.convert_tokens_to_ids(EOT)
     stops = [i + 1 for i, token in enumerate(ids) if token == eot]
@@ -99,20 +115,26 @@ def encode_list(
 
 
 def encode_rows(
-    rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, max_length: int = 1024
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    max_length: int = 1024,
+    template: str = "openchat",
 ) -> tuple[list[PackedList], Truncation]:
     """Validated Nectar rows as packed lists, answers in the order of the row, best first.
 
     No prompt and answer together exceed `max_length` tokens: the prompt is cut at the left, down
-    to half of `max_length`, then the answers at the right, which also takes their end of turn.
+    to half of `max_length`, then the answers at the right, which also takes their end of turn. The
+    BOS of llama2_starling stays, as it does in `encode_conversation`.
     """
+    bos = int(template == "llama2_starling")
     lists, prompts_cut, answers_cut, answers_seen = [], 0, 0, 0
     for row in rows:
         texts = [answer["answer"] for answer in row["answers"]]
-        prompt, answers = encode_list(tokenizer, row["prompt"], texts)
+        prompt, answers = encode_list(tokenizer, row["prompt"], texts, template)
         longest = max(map(len, answers))
         room = min(len(prompt), max(max_length - longest, max_length // 2))
-        lists.append(pack_list(prompt[-room:], [ids[: max_length - room] for ids in answers]))
+        kept = prompt[:bos] + prompt[bos - room :]
+        lists.append(pack_list(kept, [ids[: max_length - room] for ids in answers]))
         prompts_cut += len(prompt) > room
         answers_cut += sum(len(ids) > max_length - room for ids in answers)
         answers_seen += len(answers)

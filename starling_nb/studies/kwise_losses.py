@@ -5,7 +5,6 @@ Only the pairs that it compares differ.
 """
 
 from functools import partial
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from starling_nb.data.nectar import Row
 from starling_nb.data.world import World, bayes_accuracy
 from starling_nb.evaluate.gold import paired_difference
 from starling_nb.reward.kwise import Loss, pairwise_nll, plackett_luce_nll
+from starling_nb.reward.metrics import ordered_pairs
 from starling_nb.reward.packing import encode_rows, score_lists
 from starling_nb.reward.train import train_reward_model
 from starling_nb.store import Store
@@ -64,19 +64,6 @@ def true_scores(world: World, rows: list[Row]) -> np.ndarray:
     """What the judge believes of every answer, in units of its noise: (N, 7)."""
     judge = world.judge()
     return np.array([[judge.score(r["prompt"], a["answer"]) for a in r["answers"]] for r in rows])
-
-
-def ordered_pairs(rows: list[Row], scores: np.ndarray) -> np.ndarray:
-    """Of each list, the share of pairs that scores (N, 7) put in the judge's order: (N,).
-
-    Pairs of equal texts are left out.
-    """
-    shares = []
-    for row, s in zip(rows, scores, strict=True):
-        texts = [a["answer"] for a in row["answers"]]
-        pairs = [(i, j) for i, j in combinations(range(len(texts)), 2) if texts[i] != texts[j]]
-        shares.append(np.mean([(s[i] > s[j]) + 0.5 * (s[i] == s[j]) for i, j in pairs]))
-    return np.array(shares)
 
 
 def within_slope(scores: np.ndarray, true: np.ndarray) -> float:

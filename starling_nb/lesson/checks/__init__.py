@@ -12,7 +12,21 @@ LESSONS = {  # module, named as the lesson -> its exercises
     "overview": ("plackett_luce", "weighted_nll", "apa_loss", "low_rank"),
     "nectar": ("split_prompt", "ranking_probability", "chi_square", "agreement", "ceiling"),
     "policy": ("openchat", "answer_mask", "class_weights", "cool"),
+    "reward_model": (
+        "read_reward",
+        "position_ids",
+        "sees",
+        "packed_positions",
+        "tokens_computed",
+    ),
     "kwise_mle": ("plackett_luce_gradient", "all_pairs_nll", "top_m_nll", "pessimistic_value"),
+    "reward_evaluation": (
+        "pair_accuracy",
+        "bayes_accuracy",
+        "normalised",
+        "calibration_scale",
+        "truth_preference",
+    ),
 }
 NAMES = tuple(name for names in LESSONS.values() for name in names)
 

@@ -65,6 +65,11 @@ plackett_luce_gradient = Exercise(
         "every choice is made among all K answers: those taken are no longer there": (
             lambda s: len(s) * s.softmax(0) - 1
         ),
+        "one softmax of all answers, less 1: there are K choices, each from those still there": (
+            lambda s: s.softmax(0) - 1
+        ),
+        "the last choice is left out: its answer is alone, with probability 1, which makes up for "
+        "the -1": lambda s: gradient(s) - torch.eye(len(s))[-1],
         "an answer's probabilities are multiplied: its gradient is a sum over the choices": (
             lambda s: (choices(s) + torch.ones(len(s), len(s)).tril(-1)).prod(0) - 1
         ),
@@ -208,6 +213,9 @@ top_m_nll = Exercise(
             softplus(s[j + 1 :] - s[j]).sum() for j in range(m)
         ),
         "the sign: this is the log-likelihood, the loss is its negative": lambda s, m: -top(s, m),
+        "this is the probability itself: take its logarithm, and the negative": (
+            lambda s, m: (-top(s, m)).exp()
+        ),
         "exp overflows for large scores: use logsumexp": (
             lambda s, m: (s.exp().flip(0).cumsum(0).flip(0).log() - s)[:m].sum()
         ),

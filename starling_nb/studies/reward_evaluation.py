@@ -1,0 +1,118 @@
+"""Lesson 05 at full size, over three seeds: the reward model, its rivals, and policies' samples.
+
+The model of each seed is trained on 7,000 lists. Three more are trained on 1,500 lists with their
+answers shuffled. Every policy answers the held-out prompts eight times at temperature 1, and the
+reward model has to order the answers as the gold utility does.
+"""
+
+import random
+from typing import Any
+
+import numpy as np
+
+from starling_nb.data.nectar import Row
+from starling_nb.data.world import World, bayes_accuracy
+from starling_nb.evaluate.gold import paired_difference, score_answers
+from starling_nb.policy.rollout import respond
+from starling_nb.reward.metrics import concordant_pairs, ordered_pairs
+from starling_nb.reward.model import RewardModel, score
+from starling_nb.reward.packing import encode_rows, score_lists
+from starling_nb.reward.train import train_reward_model
+from starling_nb.store import Store
+
+SEEDS = (0, 1, 2)
+SAMPLES = 8
+SHUFFLED, SHUFFLED_LISTS = 3, 1500
+
+
+def measure(profile: str, store: str) -> dict[str, Any]:
+    """Accuracies with 95 % half-widths over lists, ceilings and best-of-8, for each seed."""
+    seeds = SEEDS if profile != "smoke" else SEEDS[:1]
+    return {"seeds": [measure_seed(profile, store, seed) for seed in seeds]}
+
+
+def measure_seed(profile: str, store: str, seed: int) -> dict[str, Any]:
+    """All figures of one seed of the stages' own sizes."""
+    course = Store(store, profile, seed)
+    world, (sft, tokenizer), rankings = map(course.get, ("world", "sft", "rankings"))
+    model, _ = course.get("reward_model")
+    rows = rankings.validation
+    lists, _ = encode_rows(rows, tokenizer)
+    scores = {"reward model": score_lists(model, lists)[0].double().numpy()}
+    scores |= rivals(world, rankings.train, rows)
+    scores["untrained"] = score_lists(RewardModel.from_policy(sft, seed), lists)[0].numpy()
+    for draw in range(SHUFFLED):
+        rng = random.Random(f"{seed} {draw}")
+        part = [
+            {**row, "answers": rng.sample(row["answers"], len(row["answers"]))}
+            for row in rankings.train[:SHUFFLED_LISTS]
+        ]
+        control, _ = train_reward_model(part, sft, tokenizer, seed=draw, device=course.device)
+        scores[f"shuffled {draw}"] = score_lists(control, lists)[0].numpy()
+    right = {name: ordered_pairs(rows, values) for name, values in scores.items()}
+    gold = gold_of(world, rows)
+    families = np.array([world.prompt(row["prompt"]).family for row in rows])
+    found: dict[str, Any] = {
+        "seed": seed,
+        "held out": len(rows),
+        "ceiling": bayes_accuracy(rows, world.judge()),
+        "accuracy": {name: mean_and_half(shares) for name, shares in right.items()},
+        "ahead": {
+            name: paired_difference(right["reward model"], right[name])
+            for name in ("style", "author", "longer", "shorter")
+        },
+        "gold order": mean_and_half(concordant_pairs(gold, scores["reward model"])),
+        "families": {},
+        "samples": {},
+    }
+    for family in dict.fromkeys(families.tolist()):
+        inside = np.flatnonzero(families == family)
+        found["families"][family] = {
+            "lists": len(inside),
+            "accuracy": right["reward model"][inside].mean(),
+            "ceiling": bayes_accuracy([rows[i] for i in inside], world.judge()),
+        }
+    prompts = world.test if profile != "smoke" else world.test[:20]
+    asked = [prompt.conversation for prompt in prompts for _ in range(SAMPLES)]
+    for name, policy in {"SFT": sft, "APA": course.get("apa")[0]}.items():
+        answered = respond(policy, tokenizer, asked, seed=seed)
+        learned = score(model, tokenizer, answered).view(-1, SAMPLES).double().numpy()
+        true = score_answers(world, answered).total.reshape(-1, SAMPLES)
+        chosen = np.arange(len(true)), learned.argmax(1)
+        found["samples"][name] = {
+            "gold order": mean_and_half(concordant_pairs(true, learned)),
+            "random": true.mean(),
+            "best of 8": true[chosen].mean(),
+            "best by gold": true.max(1).mean(),
+            "against random": paired_difference(true[chosen], true.mean(1)),
+        }
+    return found
+
+
+def rivals(world: World, train: list[Row], rows: list[Row]) -> dict[str, np.ndarray]:
+    """What knows one thing only: the true style, who wrote, the number of words. Each (N, 7)."""
+    ranks: dict[str, list[int]] = {}
+    for row in train:
+        for answer in row["answers"]:
+            ranks.setdefault(answer["model"], []).append(answer["rank"])
+    style = gold_of(world, rows, "style")
+    words = np.array([[len(a["answer"].split()) for a in row["answers"]] for row in rows])
+    author = [[-np.mean(ranks[a["model"]]) for a in row["answers"]] for row in rows]
+    return {"style": style, "author": np.array(author), "longer": words, "shorter": -words}
+
+
+def gold_of(world: World, rows: list[Row], part: str = "total") -> np.ndarray:
+    """The gold utility of every answer, or its content or style: (N, 7)."""
+    asked = [world.prompt(row["prompt"]).conversation for row in rows]
+    answered = [
+        [*conversation, {"role": "assistant", "content": answer["answer"]}]
+        for conversation, row in zip(asked, rows, strict=True)
+        for answer in row["answers"]
+    ]
+    return getattr(score_answers(world, answered), part).reshape(len(rows), -1)
+
+
+def mean_and_half(shares: np.ndarray) -> tuple[float, float]:
+    """Mean and half of the 95 % interval of (N,) shares; nan, where there was no pair, left out."""
+    shares = shares[~np.isnan(shares)]
+    return shares.mean(), 1.96 * shares.std(ddof=1) / np.sqrt(len(shares))
