@@ -62,16 +62,18 @@ def measure_seed(profile: str, store: str, seed: int) -> dict[str, Any]:
             for name in ("style", "author", "longer", "shorter")
         },
         "gold order": mean_and_half(concordant_pairs(gold, scores["reward model"])),
-        "families": {},
+        "families": [],
         "samples": {},
     }
     for family in dict.fromkeys(families.tolist()):
         inside = np.flatnonzero(families == family)
-        found["families"][family] = {
+        record = {
+            "family": family,
             "lists": len(inside),
             "accuracy": right["reward model"][inside].mean(),
             "ceiling": bayes_accuracy([rows[i] for i in inside], world.judge()),
         }
+        found["families"].append(record)
     prompts = world.test if profile != "smoke" else world.test[:20]
     asked = [prompt.conversation for prompt in prompts for _ in range(SAMPLES)]
     for name, policy in {"SFT": sft, "APA": course.get("apa")[0]}.items():
