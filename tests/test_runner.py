@@ -123,6 +123,13 @@ def test_manifest_of_a_good_lesson(outcomes):
     assert str(output.parent) not in json.dumps(nb.metadata["papermill"]["input_path"])
 
 
+def test_the_peak_memory_is_known_of_a_kernel_that_died(outcomes):
+    output, _ = outcomes
+    for name in ("03_os_exit", "04_killed_at_the_end"):
+        manifest = json.loads((output / f"{name}.manifest.json").read_text())
+        assert 20 < manifest["peak_rss_mb"] < 10_000
+
+
 def test_parameters_arrive_and_nothing_of_the_caller_does(tmp_path, monkeypatch):
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)

@@ -4,7 +4,6 @@ Jupyter's own kernel goes on after `!exit 3` or a failed `%pip install`, and not
 notebook can see it. Started as `python -m starling_nb.lesson.kernel PEAK_FILE -f CONNECTION_FILE`.
 """
 
-import atexit
 import sys
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -58,9 +57,15 @@ def write_peak(path: Path) -> None:
 
 
 def launch() -> None:
-    """Serve one kernel until it is shut down; the first argument is where its peak memory goes."""
-    atexit.register(write_peak, Path(sys.argv.pop(1)))
-    IPKernelApp.launch_instance(kernel_class=StrictKernel)
+    """Serve one kernel until it is shut down; the first argument is where its peak memory goes.
+
+    It is written after every cell: at the end a busy machine may kill the kernel before it can.
+    """
+    peak_file = Path(sys.argv.pop(1))
+    app = IPKernelApp.instance(kernel_class=StrictKernel)
+    app.initialize()
+    app.kernel.shell.events.register("post_run_cell", lambda _: write_peak(peak_file))
+    app.start()
 
 
 if __name__ == "__main__":
