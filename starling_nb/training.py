@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from starling_nb.device import Device, progress
 from starling_nb.store import read_json, write_json
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # of tensors, and lists of them
 
 
 MAX_TOKENS = 8192  # of a batch, padding included: bounds memory where items are long
@@ -41,14 +41,16 @@ def length_grouped_batches(
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def fill_batches(order: Sequence[int], lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in `order` as batches of at most `batch_size` items and MAX_TOKENS, or one item."""
+def fill_batches(
+    order: Sequence[int], lengths: Sequence[int], batch_size: int, max_tokens: int = MAX_TOKENS
+) -> list[list[int]]:
+    """Indices in `order` as batches of at most `batch_size` items and `max_tokens`, or one item."""
     batches: list[list[int]] = []
     longest = 0
     for i in order:
         longest = max(longest, lengths[i])
         batch = batches[-1] if batches else []
-        if not batch or len(batch) == batch_size or (len(batch) + 1) * longest > MAX_TOKENS:
+        if not batch or len(batch) == batch_size or (len(batch) + 1) * longest > max_tokens:
             batches.append([i])
             longest = lengths[i]
         else:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_lists import AWKWARD, DOUBLE, colour_tokenizer, mistral, ranked_row
 from tiny_rewards import llama_tokenizer
+from torch.nn.utils.rnn import pad_sequence
 
 from starling_nb.data.chat import encode, mistral_tokenizer
 from starling_nb.reward.kwise import plackett_luce_nll
@@ -56,14 +57,13 @@ def test_a_packed_list_by_hand():
 
 
 def test_padding_is_seen_by_nobody_and_sees_something():
-    batch = collate([pack_list(*parts) for parts in random_lists(SHAPES)])
-    length = batch["input_ids"].shape[1]
-    for row, (prompt, answers) in enumerate(SHAPES):
+    segments = [pack_list(*parts).segments for parts in random_lists(SHAPES)]
+    masks = block_mask(pad_sequence(segments, batch_first=True))
+    for mask, (prompt, answers) in zip(masks[:, 0], SHAPES, strict=True):
         tokens = prompt + sum(answers)
-        mask = batch["attention_mask"][row, 0]
         assert not mask[:tokens, tokens:].any()
         assert mask.any(-1).all()
-        assert mask.shape == (length, length)
+    assert masks.shape == (4, 1, 33, 33)
 
 
 @pytest.mark.parametrize("parts", [([], [[1]]), ([1], []), ([1], [[2], []])])
@@ -221,3 +221,9 @@ def test_a_cut_prompt_begins_as_in_scoring(template):
     talk = [{"role": "user", "content": "p " * 100}, {"role": "assistant", "content": "c d e f"}]
     assert (prompt + longest, True) == encode_conversation(tokenizer, talk, template, limit)
     assert truncation._asdict() == {"prompts": 1, "answers": 0, "of_prompts": 1, "of_answers": 2}
+
+
+def test_a_prompt_cut_to_one_token_is_its_bos():
+    tokenizer = llama_tokenizer()
+    (packed,), _ = encode_rows([ranked_row("p p p", ["c d"])], tokenizer, 2, "llama2_starling")
+    assert parts(packed)[0] == [tokenizer.bos_token_id]

@@ -30,7 +30,9 @@ from starling_nb.reward.model import (
     score_with_truncation,
     share_prefixes,
 )
+from starling_nb.reward.packing import pack_list, score_lists
 from starling_nb.reward.templates import encode_conversation
+from starling_nb.training import MAX_TOKENS
 
 PAD = 4
 VOCABULARY = 280
@@ -339,20 +341,33 @@ def test_a_shared_prompt_is_computed_once(model):
     assert tokens_seen(model, lambda: score_sharing(model, sequences, range(4))) == [4 * 43]
 
 
-def test_a_list_that_would_cost_more_in_one_row_stays_apart():
-    """Long answers to a short prompt: attention over all of them outweighs the prompt."""
-    long, short = ([[7, 7, *[i] * size] for i in range(3)] for size in (500, 2))
-    rows = share_prefixes([*long, *short], [0] * 3 + [1] * 3, hidden_size=32)
-    assert rows == [(2, [0]), (2, [1]), (2, [2]), (2, [3, 4, 5])]
+def test_a_row_has_a_batchs_tokens_at_most():
+    sizes = (MAX_TOKENS // 2, MAX_TOKENS // 2 - 2, 1, 3)
+    rows = share_prefixes([[7, 7, *[i] * size] for i, size in enumerate(sizes)], [0] * 4)
+    assert rows == [(2, [0, 1]), (2, [2, 3])]
 
 
-@given(
-    st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=9), st.integers(0, 2))),
-    st.sampled_from([1, 32]),
-)
-def test_every_sequence_is_in_one_row_with_others_of_its_beginning(pairs, width):
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_another_attention_shares_nothing(attention, tmp_path):
+    RewardModel.from_policy(mistral()).save_pretrained(tmp_path)
+    model = RewardModel.from_pretrained(tmp_path, attn_implementation=attention).eval()
+    sequences, groups = lists_of_answers((40,), (3, 3, 3, 3))
+    alone, shared = [4 * 43], [40 + 12]
+    expected = shared if attention == "sdpa" else alone
+    assert tokens_seen(model, lambda: score_sharing(model, sequences, groups)) == expected
+
+
+def test_packed_rows_are_refused_by_another_attention(tmp_path):
+    RewardModel.from_policy(mistral()).save_pretrained(tmp_path)
+    model = RewardModel.from_pretrained(tmp_path, attn_implementation="eager")
+    with pytest.raises(ValueError, match="need attention by sdpa, found 'eager'"):
+        score_lists(model, [pack_list([5, 6], [[7], [8, 9]])])
+
+
+@given(st.lists(st.tuples(st.lists(st.integers(0, 1), min_size=1, max_size=9), st.integers(0, 2))))
+def test_every_sequence_is_in_one_row_with_others_of_its_beginning(pairs):
     sequences, groups = [ids for ids, _ in pairs], [group for _, group in pairs]
-    rows = share_prefixes(sequences, groups, width)
+    rows = share_prefixes(sequences, groups)
     assert sorted(i for _, indices in rows for i in indices) == list(range(len(pairs)))
     for shared, indices in rows:
         assert len({groups[i] for i in indices}) == 1

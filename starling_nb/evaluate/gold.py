@@ -79,14 +79,19 @@ def best_of(
     return [answered[i * n + int(k)] for i, k in enumerate(best)]
 
 
-def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-    """Mean of first − second over paired (N,) scores, and the half-width of its 95 % interval.
+def mean_and_half(values: np.ndarray) -> tuple[float, float]:
+    """Mean of (N,) values, and the half-width of its 95 % interval; nan values are left out.
 
     Normal approximation, 1.96 standard errors: the interval covers prompts and sampling, not the
     seeds of training.
     """
-    difference = first - second
-    return difference.mean(), 1.96 * difference.std(ddof=1) / np.sqrt(len(difference))
+    values = values[~np.isnan(values)]
+    return values.mean(), 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+
+
+def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """`mean_and_half` of first − second over paired (N,) scores."""
+    return mean_and_half(first - second)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from starling_nb.data.chat import Conversation
+from starling_nb.reward.attention import SHARED_PREFIX
 from starling_nb.reward.checkpoints import checkpoint_folder, find_layout, own_names, read_weights
 from starling_nb.reward.packing import pack_list, score_lists, shared_tokens
 from starling_nb.reward.templates import TEMPLATES, encode_conversation
@@ -62,6 +63,8 @@ class RewardModel(PreTrainedModel):
             config.reward_max_length = min(MAX_LENGTH, longest)
         super().__init__(config)
         self.transformer = AutoModel.from_config(config)
+        if self.transformer.config._attn_implementation == "sdpa":
+            self.transformer.set_attn_implementation(SHARED_PREFIX)
         self.v_head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
         self.post_init()
 
@@ -76,6 +79,7 @@ class RewardModel(PreTrainedModel):
         config.use_cache = False
         model = cls(config)
         model.transformer = copy.deepcopy(policy.base_model).requires_grad_(True)
+        model.transformer.set_attn_implementation(SHARED_PREFIX)
         generator = torch.Generator().manual_seed(seed)
         head = torch.randn(model.v_head.weight.shape, generator=generator)
         model.v_head.weight.data.copy_(head / (config.hidden_size + 1) ** 0.5)
@@ -159,17 +163,30 @@ class RewardModel(PreTrainedModel):
     def forward(
         self,
         input_ids: Tensor,
-        attention_mask: Tensor,
+        attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         ends: Tensor | None = None,
+        groups: list[Tensor] | None = None,
+        found: Tensor | None = None,
     ) -> Tensor:
         """Score the sequences of a batch, in float32.
 
         input_ids, position_ids: (B, T).  attention_mask: (B, T) of 0 and 1, padded on either side,
         or (B, 1, T, T) boolean, True where a row's token may look.  ends: (B, K), the last token of
-        each of a row's K answers. -> (B,), or (B, K) with `ends`.
-        A mask (B, 1, T, T) needs `position_ids` and `ends`.  The head sees B·K vectors, not B·T.
+        each of a row's K answers.  groups, found: the answers' sequences, as from
+        `attention.sequence_places`, instead of a mask. -> (B,), or (B, K) with `ends`.
+        Packed rows, with `groups` or a mask (B, 1, T, T), need `position_ids` and `ends`.  The head
+        sees B·K vectors, not B·T.
+        Raises ValueError for `groups` in a trunk with another attention than sdpa.
         """
+        packed: dict[str, Any] = {}
+        if groups is not None:
+            own_attention = self.transformer.config._attn_implementation
+            if own_attention != SHARED_PREFIX:
+                raise ValueError(f"packed rows need attention by sdpa, found {own_attention!r}")
+            packed = {"groups": groups, "found": found}
+            attention_mask = input_ids.new_ones(1, 1, 1, 1)  # not read; without one, one is made
+        assert attention_mask is not None, "expected attention_mask or groups"
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         hidden = self.transformer(
@@ -177,6 +194,7 @@ class RewardModel(PreTrainedModel):
             attention_mask=attention_mask,
             position_ids=position_ids,
             use_cache=False,
+            **packed,
         ).last_hidden_state  # (B, T, h)
         last = last_attended(attention_mask)[:, None] if ends is None else ends  # (B, K)
         rows = torch.arange(len(hidden), device=hidden.device)[:, None]
@@ -214,18 +232,13 @@ def own_template(model: RewardModel) -> str:
 
 
 def share_prefixes(
-    sequences: Sequence[Sequence[int]], groups: Sequence[Hashable], hidden_size: int
+    sequences: Sequence[Sequence[int]], groups: Sequence[Hashable]
 ) -> list[tuple[int, list[int]]]:
     """Which sequences are computed in one row, and how many first tokens they share there.
 
     groups: (N,), equal for sequences that may share their beginning. -> (P, indices) for each row,
-    every index once. A sequence joins a row while that is the cheaper: T tokens cost a trunk of
-    width h about T (3h + T), the second term being the attention's over all pairs of tokens.
+    every index once.  A row has at most MAX_TOKENS tokens, or one sequence.
     """
-
-    def cost(tokens: int) -> int:
-        return tokens * (3 * hidden_size + tokens)
-
     members = defaultdict(list)
     for i, group in enumerate(groups):
         members[group].append(i)
@@ -235,8 +248,7 @@ def share_prefixes(
         tokens = 0  # of the row that is being filled
         for i in indices:
             own = len(sequences[i]) - shared
-            longer = cost(tokens + own) - cost(tokens)
-            if tokens and longer < cost(shared + own) and tokens + own <= MAX_TOKENS:
+            if shared and tokens and tokens + own <= MAX_TOKENS:
                 rows[-1][1].append(i)
                 tokens += own
             else:
@@ -248,14 +260,20 @@ def share_prefixes(
 def can_share(model: RewardModel, longest: int) -> bool:
     """Whether several sequences of up to `longest` tokens can be computed in one row.
 
-    The trunk must take its positions from `position_ids` (rotary or learned), and let every token
-    see all before it that the mask allows: no recurrent layers, no window shorter than a sequence.
+    The trunk must attend by sdpa, take its positions from `position_ids` (rotary or learned), and
+    let every token see all before it: no recurrent layers, no window shorter than a sequence.
     """
     config = model.config
     window = getattr(config, "sliding_window", None) or longest
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     positions = hasattr(model.transformer, "rotary_emb") or hasattr(model.transformer, "wpe")
-    return positions and window >= longest and layers <= {"full_attention", "sliding_attention"}
+    by_sdpa = model.transformer.config._attn_implementation == SHARED_PREFIX
+    return (
+        by_sdpa
+        and positions
+        and window >= longest
+        and layers <= {"full_attention", "sliding_attention"}
+    )
 
 
 @torch.no_grad()
@@ -294,7 +312,7 @@ def score_sharing(
     """
     if not can_share(model, max(map(len, sequences), default=0)):
         return score_sequences(model, sequences, batch_size)
-    rows = share_prefixes(sequences, groups, model.config.hidden_size)
+    rows = share_prefixes(sequences, groups)
     alone = [indices[0] for _, indices in rows if len(indices) == 1]
     packed = [(shared, indices) for shared, indices in rows if len(indices) > 1]
     scores = torch.empty(len(sequences))

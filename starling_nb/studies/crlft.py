@@ -39,12 +39,10 @@ def measure(profile: str, store: str) -> dict[str, Any]:
     course = Store(store, profile, seed=0)
     prompts = held_out(course.get("world"), profile)
     scores = {}
+    policy, tokenizer = course.get("sft")
     for t in (1, 0):
-        answered = respond(  # type: ignore[call-arg]
-            *course.get("sft"),
-            [p.conversation for p in prompts],  # type: ignore[arg-type]
-            temperature=t,
-        )
+        asked = [prompt.conversation for prompt in prompts]
+        answered = respond(policy, tokenizer, asked, temperature=t)
         habits = by_habit(prompts, answered)
         means = score_answers(course.get("world"), answered).row()
         scores[str(t)] = {**{name: float(value) for name, value in means.items()}, "habits": habits}

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from starling_nb.data.nectar import Row
-from starling_nb.data.world import World, bayes_accuracy
-from starling_nb.evaluate.gold import paired_difference, score_answers
+from starling_nb.data.world import bayes_accuracy
+from starling_nb.evaluate.gold import mean_and_half, paired_difference, score_answers
+from starling_nb.evaluate.rivals import gold_of, rivals
 from starling_nb.policy.rollout import respond
 from starling_nb.reward.metrics import concordant_pairs, ordered_pairs
 from starling_nb.reward.model import RewardModel, score
@@ -89,32 +89,3 @@ def measure_seed(profile: str, store: str, seed: int) -> dict[str, Any]:
             "against random": paired_difference(true[chosen], true.mean(1)),
         }
     return found
-
-
-def rivals(world: World, train: list[Row], rows: list[Row]) -> dict[str, np.ndarray]:
-    """What knows one thing only: the true style, who wrote, the number of words. Each (N, 7)."""
-    ranks: dict[str, list[int]] = {}
-    for row in train:
-        for answer in row["answers"]:
-            ranks.setdefault(answer["model"], []).append(answer["rank"])
-    style = gold_of(world, rows, "style")
-    words = np.array([[len(a["answer"].split()) for a in row["answers"]] for row in rows])
-    author = [[-np.mean(ranks[a["model"]]) for a in row["answers"]] for row in rows]
-    return {"style": style, "author": np.array(author), "longer": words, "shorter": -words}
-
-
-def gold_of(world: World, rows: list[Row], part: str = "total") -> np.ndarray:
-    """The gold utility of every answer, or its content or style: (N, 7)."""
-    asked = [world.prompt(row["prompt"]).conversation for row in rows]
-    answered = [
-        [*conversation, {"role": "assistant", "content": answer["answer"]}]
-        for conversation, row in zip(asked, rows, strict=True)
-        for answer in row["answers"]
-    ]
-    return getattr(score_answers(world, answered), part).reshape(len(rows), -1)
-
-
-def mean_and_half(shares: np.ndarray) -> tuple[float, float]:
-    """Mean and half of the 95 % interval of (N,) shares; nan, where there was no pair, left out."""
-    shares = shares[~np.isnan(shares)]
-    return shares.mean(), 1.96 * shares.std(ddof=1) / np.sqrt(len(shares))
