@@ -86,35 +86,37 @@ def train(
     settings = {"steps": len(batches), "lr": lr, "seed": seed}
     state = last_state(folder, settings) if folder else None
     with tempfile.TemporaryDirectory() as scratch:
+        args = TrainingArguments(
+            output_dir=str(folder or scratch),
+            seed=seed,
+            use_cpu=kind == "cpu",
+            bf16=device is not None and device.dtype == torch.bfloat16,
+            fp16=device is not None and device.dtype == torch.float16,
+            per_device_train_batch_size=1,  # an item of the data set is a whole batch
+            train_sampling_strategy="sequential",
+            num_train_epochs=1,
+            learning_rate=lr,
+            adam_beta2=0.98,
+            weight_decay=0.0,
+            warmup_steps=0.05,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr_rate": 0.1},
+            max_grad_norm=1.0,
+            logging_steps=logged,
+            save_strategy="steps" if folder else "no",
+            save_steps=5 * logged,  # a multiple, so that a resumed run logs the same means
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+        args._n_gpu = min(args.n_gpu, 1)  # Trainer would join a batch for each GPU of the machine
         trainer = LossTrainer(
             loss=loss,
             model=model,
             train_dataset=batches,
             data_collator=lambda items: collate([*chain.from_iterable(items)]),
             callbacks=[ProgressBar(desc), SealState(settings)],
-            args=TrainingArguments(
-                output_dir=str(folder or scratch),
-                seed=seed,
-                use_cpu=kind == "cpu",
-                bf16=device is not None and device.dtype == torch.bfloat16,
-                fp16=device is not None and device.dtype == torch.float16,
-                per_device_train_batch_size=1,  # an item of the data set is a whole batch
-                train_sampling_strategy="sequential",
-                num_train_epochs=1,
-                learning_rate=lr,
-                adam_beta2=0.98,
-                weight_decay=0.0,
-                warmup_steps=0.05,
-                lr_scheduler_type="cosine_with_min_lr",
-                lr_scheduler_kwargs={"min_lr_rate": 0.1},
-                max_grad_norm=1.0,
-                logging_steps=logged,
-                save_strategy="steps" if folder else "no",
-                save_steps=5 * logged,  # a multiple, so that a resumed run logs the same means
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-            ),
+            args=args,
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train(resume_from_checkpoint=str(state) if state else None)

@@ -52,6 +52,24 @@ def fit(model, batches, **changes):
     return train(model, batches, **(options | changes), desc="test")
 
 
+def test_several_gpus_are_not_given_joined_batches(monkeypatch):
+    prepare = training.TrainingArguments.__post_init__
+
+    def on_two_gpus(args):
+        prepare(args)
+        args._n_gpu = 2
+
+    monkeypatch.setattr(training.TrainingArguments, "__post_init__", on_two_gpus)
+    sizes = []
+
+    def counted(ids):
+        sizes.append(len(ids))
+        return collate(ids)
+
+    fit(tiny_model(), counting(6), collate=counted)
+    assert sizes == [4] * 6
+
+
 @given(
     st.lists(st.integers(1, 500), max_size=200), st.integers(1, 12), st.integers(1, 5),
     st.integers(0, 2**32),
