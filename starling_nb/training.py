@@ -18,7 +18,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from starling_nb.device import Device, progress
 from starling_nb.store import read_json, write_json
 
-Batch = dict[str, Any]  # of tensors, and lists of them
+Batch = dict[str, Tensor]
 
 
 MAX_TOKENS = 8192  # of a batch, padding included: bounds memory where items are long

@@ -11,21 +11,65 @@ from tiny_lists import DOUBLE, mistral
 from tiny_rewards import llama_config
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from starling_nb.reward import attention
+from starling_nb.reward import model as model_module
 from starling_nb.reward.attention import sequence_places
 from starling_nb.reward.kwise import plackett_luce_nll
 from starling_nb.reward.model import RewardModel
 from starling_nb.reward.packing import block_mask, collate, pack_list
 from starling_nb.training import Batch
 
+TINY = {
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+
 
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     return GPT2LMHeadModel(
-        GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, vocab_size=300)
+        GPT2Config(
+            n_embd=32,
+            n_layer=2,
+            n_head=4,
+            n_positions=128,
+            vocab_size=300,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            resid_pdrop=0.0,
+        )
     )
+
+
+def qwen2() -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**TINY))
+
+
+def qwen3() -> Qwen3ForCausalLM:
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(Qwen3Config(**TINY, head_dim=8))
+
+
+def olmo() -> OlmoForCausalLM:
+    torch.manual_seed(0)
+    return OlmoForCausalLM(OlmoConfig(**TINY, pad_token_id=1, eos_token_id=2))
 
 
 def llama() -> LlamaForCausalLM:
@@ -40,7 +84,7 @@ def segments_of(*sizes: list[int]) -> torch.Tensor:
 
 
 def batch_of(model: RewardModel, *sizes: list[int]) -> tuple[Batch, Batch, torch.Tensor]:
-    """Packed lists of random ids: with their places, under a mask, and which answers are there."""
+    """Packed lists of random ids: as collated, under a mask, and which of the answers are there."""
     generator = torch.Generator().manual_seed(1)
     lists = []
     for prompt, *answers in sizes:
@@ -51,7 +95,7 @@ def batch_of(model: RewardModel, *sizes: list[int]) -> tuple[Batch, Batch, torch
     batch = collate(lists)
     mask = batch.pop("mask")
     masked = {name: batch[name] for name in ("input_ids", "position_ids", "ends")}
-    masked["attention_mask"] = block_mask(segments_of(*sizes))
+    masked["attention_mask"] = block_mask(batch["segments"])
     return batch, masked, mask
 
 
@@ -99,24 +143,25 @@ def test_every_token_is_found_where_it_was_laid(small_calls, sizes):
 
 
 @settings(deadline=None, max_examples=20)
-@given(lists_of_sizes, st.booleans())
-def test_the_scores_are_those_under_the_mask(small_calls, sizes, checkpointing):
+@given(lists_of_sizes)
+def test_the_scores_are_those_under_the_mask(small_calls, sizes):
     model = RewardModel.from_policy(mistral(dtype=DOUBLE)).to(DOUBLE)
     batch, masked, mask = batch_of(model, *([prompt, *answers] for prompt, answers in sizes))
-    if checkpointing:
-        recompute = partial(checkpoint, use_reentrant=False)
-        model.train()._set_gradient_checkpointing(True, gradient_checkpointing_func=recompute)
     torch.testing.assert_close(model(**batch)[mask], model(**masked)[mask], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("policy", [mistral, llama, gpt2])
-@pytest.mark.parametrize("loaded", [False, True])
-def test_gradients_are_those_under_the_mask(small_calls, policy, loaded, tmp_path):
+@pytest.mark.parametrize("policy", [mistral, llama, gpt2, qwen2, qwen3])
+@pytest.mark.parametrize("way", ["from a policy", "loaded", "recomputing"])
+def test_gradients_are_those_under_the_mask(small_calls, policy, way, tmp_path):
     model = RewardModel.from_policy(policy()).eval()
-    if loaded:
+    if way == "loaded":
         model.save_pretrained(tmp_path)
         model = RewardModel.from_pretrained(tmp_path).eval()
+    assert model.transformer.config.model_type in attention.KINDS
     other = copy.deepcopy(model)
+    if way == "recomputing":
+        recompute = partial(checkpoint, use_reentrant=False)
+        model.train()._set_gradient_checkpointing(True, gradient_checkpointing_func=recompute)
     batch, masked, mask = batch_of(model, *SIZES)
     scores, expected = model(**batch), other(**masked)
     plackett_luce_nll(scores, mask).mean().backward()
@@ -129,7 +174,42 @@ def test_gradients_are_those_under_the_mask(small_calls, policy, loaded, tmp_pat
             assert (ours.grad - theirs.grad).abs().max() < 1e-5 * largest, name
 
 
-def test_the_attention_is_not_saved(tmp_path):
-    """A reader without this package finds nothing that it does not know."""
-    RewardModel.from_policy(mistral()).save_pretrained(tmp_path)
-    assert attention.SHARED_PREFIX not in (tmp_path / "config.json").read_text()
+def test_the_mask_is_not_made(monkeypatch):
+    """A trunk of a known kind never sees the row's T² pairs; another one has the mask."""
+    made = []
+    monkeypatch.setattr(model_module, "block_mask", lambda s: made.append(s) or block_mask(s))
+    for policy, masks in ((mistral, 0), (olmo, 1)):
+        model = RewardModel.from_policy(policy()).eval()
+        batch, masked, mask = batch_of(model, *SIZES)
+        scores = model(**batch)[mask]
+        assert len(made) == masks
+        torch.testing.assert_close(scores, model(**masked)[mask], rtol=1e-5, atol=1e-5)
+
+
+def test_a_policys_own_attention_is_left_to_it():
+    policy = mistral()
+    policy.set_attn_implementation("eager")
+    model = RewardModel.from_policy(policy)
+    config = policy.config
+    RewardModel(config)
+    assert policy.config._attn_implementation == "eager"
+    assert model.transformer.config._attn_implementation == attention.SHARED_PREFIX
+    plain = mistral()
+    RewardModel(plain.config)
+    assert plain.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ends": None}, "expected with position_ids and ends"),
+        ({"position_ids": None}, "expected with position_ids and ends"),
+        ({"attention_mask": torch.ones(4, 33)}, "without a mask"),
+        ({"segments": None}, "attention_mask: expected"),
+    ],
+)
+def test_incomplete_packed_rows_are_refused(changes, message):
+    model = RewardModel.from_policy(mistral())
+    batch, _, _ = batch_of(model, *SIZES)
+    with pytest.raises(ValueError, match=message):
+        model(**{**batch, **changes})

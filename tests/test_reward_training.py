@@ -177,6 +177,12 @@ def test_a_template_is_trained_in_and_carried(template, other, tmp_path):
     assert (score(model, tokenizer, talks) - scores[mask]).abs().mean() > 1e-3
 
 
+def test_a_window_shorter_than_a_sequence_is_refused(policy, tokenizer):
+    policy.config.sliding_window = 16
+    with pytest.raises(ValueError, match="cannot have packed rows of"):
+        train_reward_model(colour_rows(4), policy, tokenizer)
+
+
 def test_an_unknown_template_is_refused(policy, tokenizer):
     with pytest.raises(ValueError, match=r"template: expected one of openchat, .* found 'alpaca'"):
         train_reward_model(colour_rows(2), policy, tokenizer, template="alpaca")

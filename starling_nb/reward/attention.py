@@ -1,18 +1,28 @@
-"""Attention over packed lists: each answer's sequence by itself, no pair of tokens in vain."""
+"""Attention over packed lists: each prompt-and-answer sequence by itself, not a row's T² pairs."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from starling_nb.training import fill_batches
 
 SHARED_PREFIX = "shared_prefix"  # its name in transformers
-TOKENS = 1024  # of one call, padding included; fewer or more are slower
+KINDS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")  # trunks with which it is tested
+TOKENS = 1024  # of one call, padding included; on a CPU fewer or more are slower
+
+
+def attend_by_sequence(trunk: PreTrainedModel) -> None:
+    """Give a trunk of KINDS this attention; leave any other, which may lack the ways for it, be.
+
+    Rows that are not packed go through sdpa as before.
+    """
+    if trunk.config.model_type in KINDS:
+        trunk.set_attn_implementation(SHARED_PREFIX)
 
 
 def sequence_places(segments: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -64,7 +74,11 @@ def shared_prefix_attention(
     laid = torch.cat([places.flatten() for places in groups])
     sizes = [places.numel() for places in groups]
     parts = [
-        states.transpose(1, 2).reshape(batch * width, -1).index_select(0, laid).split(sizes)
+        states.to(value.dtype)  # under autocast, rotation has left query and key in float32
+        .transpose(1, 2)
+        .reshape(batch * width, -1)
+        .index_select(0, laid)
+        .split(sizes)
         for states in (query, key, value)
     ]
     seen = []

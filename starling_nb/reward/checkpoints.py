@@ -1,6 +1,6 @@
 """Reward-model checkpoints on disk: where they lie, their files, and how their weights are named.
 
-A reward model is a trunk and a linear head. Five layouts name the two, p being the prefix under
+A reward model is a trunk and a linear head. Four layouts name the two, p being the prefix under
 which transformers names the trunk inside a causal LM ("model." for Llama, Mistral and Yi):
 
     transformer.*       v_head.weight   ours, and Starling-RM-34B

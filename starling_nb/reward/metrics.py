@@ -74,6 +74,12 @@ def concordant_pairs(values: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return ((ahead + 1) / 2 * different).sum(1) / different.sum(1)
 
 
+def mean_gap(values: np.ndarray) -> float:
+    """Mean distance of the two values of a pair, over all pairs of a list: (N, K)."""
+    i, j = np.triu_indices(values.shape[1], 1)
+    return np.abs(values[:, i] - values[:, j]).mean()
+
+
 class Calibration(NamedTuple):
     """What scores say of pairs against what is so, in bins of the prediction from 0.5 to 1."""
 

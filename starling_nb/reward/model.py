@@ -18,9 +18,9 @@ from transformers import (
 )
 
 from starling_nb.data.chat import Conversation
-from starling_nb.reward.attention import SHARED_PREFIX
+from starling_nb.reward.attention import SHARED_PREFIX, attend_by_sequence, sequence_places
 from starling_nb.reward.checkpoints import checkpoint_folder, find_layout, own_names, read_weights
-from starling_nb.reward.packing import pack_list, score_lists, shared_tokens
+from starling_nb.reward.packing import block_mask, pack_list, score_lists, shared_tokens
 from starling_nb.reward.templates import TEMPLATES, encode_conversation
 from starling_nb.training import MAX_TOKENS, fill_batches
 
@@ -62,9 +62,9 @@ class RewardModel(PreTrainedModel):
             longest = getattr(config, "max_position_embeddings", None) or MAX_LENGTH
             config.reward_max_length = min(MAX_LENGTH, longest)
         super().__init__(config)
-        self.transformer = AutoModel.from_config(config)
+        self.transformer = AutoModel.from_config(copy.deepcopy(config))
         if self.transformer.config._attn_implementation == "sdpa":
-            self.transformer.set_attn_implementation(SHARED_PREFIX)
+            attend_by_sequence(self.transformer)
         self.v_head = nn.Linear(config.hidden_size, 1, bias=False, dtype=torch.float32)
         self.post_init()
 
@@ -79,7 +79,7 @@ class RewardModel(PreTrainedModel):
         config.use_cache = False
         model = cls(config)
         model.transformer = copy.deepcopy(policy.base_model).requires_grad_(True)
-        model.transformer.set_attn_implementation(SHARED_PREFIX)
+        attend_by_sequence(model.transformer)
         generator = torch.Generator().manual_seed(seed)
         head = torch.randn(model.v_head.weight.shape, generator=generator)
         model.v_head.weight.data.copy_(head / (config.hidden_size + 1) ** 0.5)
@@ -166,27 +166,39 @@ class RewardModel(PreTrainedModel):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         ends: Tensor | None = None,
-        groups: list[Tensor] | None = None,
-        found: Tensor | None = None,
+        segments: Tensor | None = None,
     ) -> Tensor:
         """Score the sequences of a batch, in float32.
 
-        input_ids, position_ids: (B, T).  attention_mask: (B, T) of 0 and 1, padded on either side,
-        or (B, 1, T, T) boolean, True where a row's token may look.  ends: (B, K), the last token of
-        each of a row's K answers.  groups, found: the answers' sequences, as from
-        `attention.sequence_places`, instead of a mask. -> (B,), or (B, K) with `ends`.
-        Packed rows, with `groups` or a mask (B, 1, T, T), need `position_ids` and `ends`.  The head
-        sees B·K vectors, not B·T.
-        Raises ValueError for `groups` in a trunk with another attention than sdpa.
+        input_ids, position_ids: (B, T).  attention_mask: (B, T) of 0 and 1, padded on either side.
+        -> (B,).
+        Of packed rows instead of a mask `segments` (B, T), 0 on the prompt and k on answer k, with
+        their `position_ids` and `ends` (B, K), the last token of each answer. -> (B, K).  (Or, by
+        sdpa, the mask (B, 1, T, T) of `packing.block_mask`, the naive twin.)
+        The head sees one vector a score.  Raises ValueError when one of those is missing, and for
+        packed rows in a trunk that does not attend by sdpa.
         """
         packed: dict[str, Any] = {}
-        if groups is not None:
+        if segments is not None:
+            if attention_mask is not None or position_ids is None or ends is None:
+                raise ValueError(
+                    "segments: expected with position_ids and ends, and without a mask"
+                )
             own_attention = self.transformer.config._attn_implementation
-            if own_attention != SHARED_PREFIX:
-                raise ValueError(f"packed rows need attention by sdpa, found {own_attention!r}")
-            packed = {"groups": groups, "found": found}
-            attention_mask = input_ids.new_ones(1, 1, 1, 1)  # not read; without one, one is made
-        assert attention_mask is not None, "expected attention_mask or groups"
+            if own_attention == SHARED_PREFIX:
+                groups, found = sequence_places(segments.cpu())
+                groups = [places.to(segments.device) for places in groups]
+                packed = {"groups": groups, "found": found.to(segments.device)}
+                attention_mask = input_ids.new_ones(1, 1, 1, 1)  # not read; else one is made
+            elif own_attention == "sdpa":
+                attention_mask = block_mask(segments)
+            else:
+                raise ValueError(
+                    "segments: packed rows need attention by sdpa, the trunk's is "
+                    f"{own_attention!r}; load it without attn_implementation"
+                )
+        if attention_mask is None:
+            raise ValueError("attention_mask: expected (B, T), or the segments of packed rows")
         if position_ids is None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         hidden = self.transformer(
@@ -237,7 +249,8 @@ def share_prefixes(
     """Which sequences are computed in one row, and how many first tokens they share there.
 
     groups: (N,), equal for sequences that may share their beginning. -> (P, indices) for each row,
-    every index once.  A row has at most MAX_TOKENS tokens, or one sequence.
+    every index once.  The sequences of a row have at most MAX_TOKENS tokens together, since the
+    attention sees each whole; or there is one.
     """
     members = defaultdict(list)
     for i, group in enumerate(groups):
@@ -245,35 +258,29 @@ def share_prefixes(
     rows: list[tuple[int, list[int]]] = []
     for indices in members.values():
         shared = shared_tokens([sequences[i] for i in indices])
-        tokens = 0  # of the row that is being filled
+        tokens = 0  # of the row's sequences
         for i in indices:
-            own = len(sequences[i]) - shared
-            if shared and tokens and tokens + own <= MAX_TOKENS:
+            size = len(sequences[i])
+            if shared and tokens and tokens + size <= MAX_TOKENS:
                 rows[-1][1].append(i)
-                tokens += own
+                tokens += size
             else:
                 rows.append((shared, [i]))
-                tokens = shared + own
+                tokens = size
     return rows
 
 
-def can_share(model: RewardModel, longest: int) -> bool:
-    """Whether several sequences of up to `longest` tokens can be computed in one row.
+def can_pack(model: RewardModel, longest: int) -> bool:
+    """Whether sequences of up to `longest` tokens score the same in packed rows as alone.
 
-    The trunk must attend by sdpa, take its positions from `position_ids` (rotary or learned), and
-    let every token see all before it: no recurrent layers, no window shorter than a sequence.
+    The trunk must take its positions from `position_ids` (rotary or learned), and let every token
+    see all before it: no recurrent layers, no window shorter than a sequence.
     """
     config = model.config
     window = getattr(config, "sliding_window", None) or longest
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     positions = hasattr(model.transformer, "rotary_emb") or hasattr(model.transformer, "wpe")
-    by_sdpa = model.transformer.config._attn_implementation == SHARED_PREFIX
-    return (
-        by_sdpa
-        and positions
-        and window >= longest
-        and layers <= {"full_attention", "sliding_attention"}
-    )
+    return positions and window >= longest and layers <= {"full_attention", "sliding_attention"}
 
 
 @torch.no_grad()
@@ -308,9 +315,10 @@ def score_sharing(
     """`score_sequences`, its naive twin, with what a group's sequences share computed once.
 
     groups: (N,), equal for the answers to one prompt; rows as in `share_prefixes`. Nothing is
-    shared in a trunk that would not give the same scores.
+    shared in a trunk that would not give the same scores, or that would compute a row's T² pairs.
     """
-    if not can_share(model, max(map(len, sequences), default=0)):
+    by_sequence = model.transformer.config._attn_implementation == SHARED_PREFIX
+    if not by_sequence or not can_pack(model, max(map(len, sequences), default=0)):
         return score_sequences(model, sequences, batch_size)
     rows = share_prefixes(sequences, groups)
     alone = [indices[0] for _, indices in rows if len(indices) == 1]

@@ -6,14 +6,12 @@ from itertools import chain, pairwise, takewhile
 from typing import NamedTuple
 
 import torch
-from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import EOT, encode, prompt_to_conversation
 from starling_nb.data.nectar import Row
-from starling_nb.reward.attention import sequence_places
 from starling_nb.reward.templates import encode_conversation
 from starling_nb.training import Batch, fill_batches
 
@@ -68,18 +66,16 @@ def block_mask(segments: Tensor) -> Tensor:
 def collate(lists: Sequence[PackedList]) -> Batch:
     """A batch of B packed lists, T the longest and K the most answers among them.
 
-    -> input_ids, position_ids (B, T), ends (B, K), groups and found (`attention.sequence_places`):
-    the inputs of RewardModel; and mask (B, K) bool, which of the K answers are there.
+    -> input_ids, position_ids, segments (B, T), ends (B, K): the inputs of RewardModel; and mask
+    (B, K) bool, which of the K answers are there.
     """
     input_ids, position_ids, segments, ends = (list(field) for field in zip(*lists, strict=True))
     pad = partial(pad_sequence, batch_first=True)
-    groups, found = sequence_places(pad(segments))
     return {
         "input_ids": pad(input_ids),
         "position_ids": pad(position_ids),
+        "segments": pad(segments),
         "ends": pad(ends),
-        "groups": groups,
-        "found": found,
         "mask": pad([torch.ones_like(e, dtype=torch.bool) for e in ends]),
     }
 
@@ -161,7 +157,7 @@ def score_lists(
     for rows in fill_batches(
         sorted(range(len(lists)), key=lambda i: lengths[i]), lengths, batch_size
     ):
-        batch = send_to_device(collate([lists[i] for i in rows]), model.device)
+        batch = {k: v.to(model.device) for k, v in collate([lists[i] for i in rows]).items()}
         present = batch.pop("mask")
         scores[rows, : present.shape[1]] = model(**batch).masked_fill(~present, 0).cpu()
         mask[rows, : present.shape[1]] = present.cpu()

@@ -16,7 +16,7 @@ from starling_nb.data.nectar import Row
 from starling_nb.device import Device
 from starling_nb.reward.kwise import Loss, plackett_luce_nll, squared_sum
 from starling_nb.reward.metrics import ranking_metrics
-from starling_nb.reward.model import RewardModel
+from starling_nb.reward.model import RewardModel, can_pack
 from starling_nb.reward.packing import collate, encode_rows, score_lists
 from starling_nb.store import Context, stage, write_json
 from starling_nb.training import Batch, length_grouped_batches, train
@@ -60,7 +60,8 @@ def train_reward_model(
     then step, loss and grad_norm over the run; last, when there are validation rows, their
     `ranking_metrics`.  The same seed gives the same model; the policy is left as it was.
     Raises ValueError for an unknown template, for `last_layers` outside the trunk's number of
-    blocks, and for both `last_layers` and `lora`.
+    blocks, for both `last_layers` and `lora`, and for a trunk that cannot have packed rows: with
+    recurrent layers, positions of another kind, or a window shorter than a prompt and its answer.
     """
     if last_layers is not None and lora is not None:
         raise ValueError(
@@ -69,6 +70,13 @@ def train_reward_model(
         )
     model = RewardModel.from_policy(policy, seed)
     model.config.reward_template, model.config.reward_max_length = template, max_length
+    lists, truncation = encode_rows(rows, tokenizer, max_length, template)
+    longest = max((int(packed.position_ids.max()) + 1 for packed in lists), default=0)
+    if not can_pack(model, longest):
+        raise ValueError(
+            f"policy: {type(model.transformer).__name__} cannot have packed rows of {longest} "
+            "tokens a sequence: expected rotary or learned positions and full attention"
+        )
     if last_layers is not None:
         freeze_below(model.transformer, last_layers)
     if lora is not None:
@@ -77,7 +85,6 @@ def train_reward_model(
         recompute = partial(checkpoint, use_reentrant=False)  # needs no gradient at a block's input
         model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=recompute)
 
-    lists, truncation = encode_rows(rows, tokenizer, max_length, template)
     lengths = [len(packed.input_ids) for packed in lists]
     generator = torch.Generator().manual_seed(seed)
     batches = [
@@ -167,7 +174,12 @@ def load_model(folder: Path) -> tuple[RewardModel, PreTrainedTokenizerFast]:
 
 
 @stage(
-    "reward_model", needs=("sft", "rankings"), config=RewardConfig, save=save_model, load=load_model
+    "reward_model",
+    needs=("sft", "rankings"),
+    config=RewardConfig,
+    version=2,
+    save=save_model,
+    load=load_model,
 )
 def build_reward_model(config: RewardConfig, ctx: Context, sft, rankings):
     """The SFT policy's trunk, fitted to the world's rankings."""

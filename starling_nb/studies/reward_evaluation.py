@@ -9,12 +9,18 @@ import random
 from typing import Any
 
 import numpy as np
+import torch
 
 from starling_nb.data.world import bayes_accuracy
 from starling_nb.evaluate.gold import mean_and_half, paired_difference, score_answers
 from starling_nb.evaluate.rivals import gold_of, rivals
 from starling_nb.policy.rollout import respond
-from starling_nb.reward.metrics import concordant_pairs, ordered_pairs
+from starling_nb.reward.metrics import (
+    calibration,
+    concordant_pairs,
+    mean_gap,
+    ordered_pairs,
+)
 from starling_nb.reward.model import RewardModel, score
 from starling_nb.reward.packing import encode_rows, score_lists
 from starling_nb.reward.train import train_reward_model
@@ -62,6 +68,8 @@ def measure_seed(profile: str, store: str, seed: int) -> dict[str, Any]:
             for name in ("style", "author", "longer", "shorter")
         },
         "gold order": mean_and_half(concordant_pairs(gold, scores["reward model"])),
+        "gap": mean_gap(gold),
+        "calibrating factor": calibration(torch.from_numpy(scores["reward model"])).scale,
         "families": [],
         "samples": {},
     }
@@ -79,13 +87,17 @@ def measure_seed(profile: str, store: str, seed: int) -> dict[str, Any]:
     for name, policy in {"SFT": sft, "APA": course.get("apa")[0]}.items():
         answered = respond(policy, tokenizer, asked, seed=seed)
         learned = score(model, tokenizer, answered).view(-1, SAMPLES).double().numpy()
-        true = score_answers(world, answered).total.reshape(-1, SAMPLES)
-        chosen = np.arange(len(true)), learned.argmax(1)
+        golds = score_answers(world, answered)
+        true, style = golds.total.reshape(-1, SAMPLES), golds.style.reshape(-1, SAMPLES)
+        each = np.arange(len(true))
+        chosen = each, learned.argmax(1)
         found["samples"][name] = {
             "gold order": mean_and_half(concordant_pairs(true, learned)),
             "random": true.mean(),
             "best of 8": true[chosen].mean(),
+            "best by style": true[each, style.argmax(1)].mean(),
             "best by gold": true.max(1).mean(),
+            "gap": mean_gap(true),
             "against random": paired_difference(true[chosen], true.mean(1)),
         }
     return found
