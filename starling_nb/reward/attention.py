@@ -28,10 +28,10 @@ def attend_by_sequence(trunk: PreTrainedModel) -> None:
 def sequence_places(segments: Tensor) -> tuple[list[Tensor], Tensor]:
     """Where in a batch of packed rows the tokens of its prompt-and-answer sequences stand.
 
-    segments: (B, T), 0 on the prompt and on the padding, k on answer k. -> `groups`, indices (n, L)
-    into the B·T tokens of n sequences of similar length, padded at the right with 0, n·L at most
-    TOKENS or n = 1; and `found` (B·T,), for each token its index in the groups laid behind each
-    other, 0 for padding.
+    segments: (B, T) on the CPU, 0 on the prompt and on the padding, k on answer k. -> `groups`,
+    indices (n, L) into the B·T tokens of n sequences of similar length, padded at the right with 0,
+    n·L at most TOKENS or n = 1; and `found` (B·T,), for each token its index in the groups laid
+    behind each other, 0 for padding.
     """
     width = segments.shape[1]
     sequences = []
