@@ -9,11 +9,12 @@ INSTALLED := $(VENV)/.installed
 course: $(INSTALLED)  ## install, run all lessons on the cpu profile, say where the gallery is
 	$(BIN)/starling-nb run
 
-test: $(INSTALLED)  ## lint, type-check, whole test suite
+test: $(INSTALLED)  ## lint, type-check, whole test suite: in two processes, then what trains at full size
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy starling_nb
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(INSTALLED)  ## all lessons on the gpu profile; skipped with the reason without CUDA
 	$(BIN)/python -m pytest -m gpu

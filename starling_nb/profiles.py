@@ -55,7 +55,7 @@ PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
         Profile("cpu", device="cpu", precision="float32", threads=2, sizes={}),
-        Profile("smoke", device="cpu", precision="float32", threads=2, sizes=SMOKE_SIZES),
+        Profile("smoke", device="cpu", precision="float32", threads=1, sizes=SMOKE_SIZES),
         Profile("gpu", device="cuda", precision="bfloat16", threads=8, sizes=GPU_SIZES),
     )
 }

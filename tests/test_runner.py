@@ -155,7 +155,7 @@ def test_parameters_arrive_and_nothing_of_the_caller_does(tmp_path, monkeypatch)
         "nectar_path": str(tmp_path / "rankings.jsonl"),
         "python": sys.executable,
         "files": [],
-        "threads": "2",
+        "threads": "1",
         "batch": "1",
         "backend": "module://matplotlib_inline.backend_inline",
     }
