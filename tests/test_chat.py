@@ -250,7 +250,7 @@ def test_a_tokenizer_without_the_templates_tokens_is_refused():
         pytest.param(None, id="alone"),
         pytest.param(LlamaConfig(), id="llama"),
         # AutoTokenizer imports all of mistral-common beside a Mistral config: ten seconds, once.
-        pytest.param(MistralConfig(), id="mistral", marks=pytest.mark.slow),
+        pytest.param(MistralConfig(), id="mistral"),
     ],
 )
 def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizers, name, config, tmp_path):

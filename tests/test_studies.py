@@ -33,7 +33,6 @@ def small_study(folder):
     return script
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
 def test_a_study_runs_at_smoke_size(script, tmp_path):
     found = studies.load_script(script).measure("smoke", str(tmp_path / "store"))
