@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import papermill
@@ -443,7 +444,14 @@ def test_an_interrupted_run_leaves_no_kernel_and_goes_on_later(tmp_path):
     halted = save(lesson(slow.format(begun)), tmp_path / "01_slow.ipynb")
     arguments = [sys.executable, "-m", "starling_nb.lesson.cli", "run", str(fast), str(halted)]
     process = subprocess.Popen(
-        arguments, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        arguments,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=partial(
+            signal.signal, signal.SIGINT, signal.SIG_DFL
+        ),  # `make test &` ignores it
     )
     wait_until(begun.exists)
     kernels = kernels_of(psutil.Process(process.pid))
