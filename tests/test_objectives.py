@@ -8,6 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starling_nb.policy.objectives import (
+    APA,
+    AWR,
+    P3O,
+    PPO,
+    Sampled,
     apa_loss,
     awr_loss,
     gae,
@@ -109,6 +114,22 @@ def test_gae_at_lambda_zero_and_one(seed):
     torch.testing.assert_close(returns, to_the_end)
 
 
+@given(st.integers(0, 1000))
+def test_bootstrap_is_the_value_of_one_more_state(seed):
+    """A cut answer: as if one more action of reward 0 followed, in a state of that value."""
+    values, _, rewards, mask = batch(seed)
+    after = torch.linspace(-1, 2, 4, dtype=torch.float64)
+    found = gae(rewards, values, mask, gamma=0.9, bootstrap=after)
+    last = mask.sum(1, keepdim=True)
+    longer = torch.cat([mask, torch.zeros(4, 1, dtype=torch.bool)], 1).scatter(1, last, True)
+    wider = [torch.cat([x.masked_fill(~mask, 0), torch.zeros(4, 1)], 1) for x in (rewards, values)]
+    wider[0].scatter_(1, last, after[:, None])  # a terminal reward with V = reward has advantage 0
+    wider[1].scatter_(1, last, after[:, None])
+    expected = gae(*wider, longer, gamma=0.9)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want[:, :-1].masked_fill(~mask, 0.0))
+
+
 def test_gae_carries_no_gradient():
     values = VALUES.clone().requires_grad_()
     advantages, returns = gae(REWARDS, values, MASK)
@@ -144,6 +165,12 @@ def test_whiten_has_mean_zero_variance_one_and_forgets_shift_and_scale(seed, shi
     assert white[mask].square().mean().item() == pytest.approx(1, abs=1e-6)
     torch.testing.assert_close(whiten(values * scale + shift, mask), white, rtol=0, atol=1e-6)
     assert (white[~mask] == 0).all()
+
+
+@pytest.mark.parametrize("value", [0.1, 0.7, 1 / 3, -1e4])
+def test_whiten_of_many_equal_values_is_zero_in_float32_too(value):
+    values = torch.full((1000, 7), value)
+    assert whiten(values, torch.ones_like(values, dtype=torch.bool)).abs().max() < 1e-3
 
 
 def test_whiten_of_equal_values_is_zero():
@@ -289,3 +316,36 @@ def test_p3o_limits_step_and_weight():
     logprobs = both_up.clone().requires_grad_()
     p3o_loss(logprobs, old, reference, row(1.0, 0.0)[0], mask, kl_coef=0.0)[0].backward()
     torch.testing.assert_close(logprobs.grad, row(-5.0, 5.0).T)
+
+
+def test_objectives_read_what_their_losses_name():
+    """Each factory hands its loss the right tensors: every one of them here is different."""
+    new, old, advantages, mask = batch(3)
+    sampled = Sampled(old, old - 0.5, advantages, advantages[:, 0], mask)
+    anchors = {"init": sampled.reference_logprobs, "old": old}
+    expected = [
+        (PPO(0.1), ppo_loss(new, old, advantages, mask, 0.1)),
+        *(
+            (APA(0.3, name), apa_loss(new, anchors[name], advantages, mask, 0.3))
+            for name in anchors
+        ),
+        (AWR(0.5, 3.0), awr_loss(new, advantages, mask, 0.5, 3.0)),
+        (
+            P3O(0.2, 0.1, 5.0),
+            p3o_loss(new, old, old - 0.5, advantages[:, 0], mask, 0.2, 0.1, 5.0),
+        ),
+    ]
+    losses = [loss.item() for _, (loss, _) in expected]
+    assert len(set(losses)) == len(losses)
+    assert [objective(new, sampled)[0].item() for objective, _ in expected] == losses
+    with pytest.raises(ValueError, match="anchor: expected init or old, found 'initial'"):
+        APA(0.3, anchor="initial")
+
+
+def test_rows_of_a_sample_are_rows_of_all_its_tensors():
+    _, old, advantages, mask = batch(4)
+    rows = torch.tensor([2, 0])
+    part = Sampled(old, old - 1, advantages, advantages[:, 0], mask)[rows]
+    assert torch.equal(part.reference_logprobs, old[rows] - 1)
+    assert torch.equal(part.scores, advantages[rows, 0])
+    assert torch.equal(part.mask, mask[rows])

@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from starling_nb.data.chat import encode, train_tokenizer
+from starling_nb.policy.objectives import APA
 from starling_nb.policy.rl import tune_policy
 from starling_nb.reward.model import (
     RewardModel,
@@ -440,7 +441,7 @@ def test_a_policy_and_a_reward_model_with_other_words_work_together(tokenizer):
         reward_fn,
         [[{"role": "user", "content": "What is it?"}]] * 8,
         tokenizer=tokenizer,
-        objective="apa",
+        objective=APA(0.3),
         iterations=1,
         batch_size=8,
         minibatch_size=8,

@@ -133,7 +133,8 @@ def test_mask_ends_with_the_end_of_turn_and_truncation_is_flagged(policy):
 
 def test_rows_that_finished_leave_the_batch_and_change_nothing(policy, monkeypatch):
     sizes = []
-    hook = policy.register_forward_hook(lambda *call: sizes.append(len(call[-1].logits)))
+    decoder = policy.get_decoder()
+    hook = decoder.register_forward_hook(lambda *call: sizes.append(len(call[-1][0])))
     work, outcomes = {}, {}
     for every in (1, 3, 1000):
         sizes.clear()
@@ -261,3 +262,32 @@ def test_respond_appends_each_answer_to_its_own_conversation(chat_policy):
     assert conversations[0][-1]["role"] == "user"  # the input is left as it was
     few = respond(model, tokenizer, conversations[:2], seed=5, max_new_tokens=12)
     assert few == answered[:2]
+
+
+def test_samples_of_a_prompt_share_its_reading(policy):
+    """Three samples of each prompt are those of each prompt given three times."""
+    seeds = torch.arange(3 * len(PROMPTS)).view(-1, 3)
+    lengths = []
+    hook = policy.get_decoder().register_forward_pre_hook(
+        lambda module, args, call: lengths.append(tuple(call["input_ids"].shape)), with_kwargs=True
+    )
+    together = sample(policy, seeds=seeds)
+    hook.remove()
+    assert lengths[0] == together.prompt_ids[::3].shape  # a row for each prompt, not each sample
+    repeated = [prompt for prompt in PROMPTS for _ in range(3)]
+    apart = sample(policy, repeated, seeds=seeds.flatten())
+    assert responses(together) == responses(apart)
+    torch.testing.assert_close(together.logprobs, apart.logprobs)
+    for name in ("prompt_ids", "prompt_mask", "truncated"):
+        assert torch.equal(getattr(together, name), getattr(apart, name))
+
+
+def test_kept_states_are_those_of_a_second_reading(policy):
+    prompts, seeds = [prompt for prompt in PROMPTS if len(prompt) > 1], torch.arange(8).view(-1, 2)
+    prompts = prompts[: len(seeds)]
+    options = {"seeds": seeds, "max_new_tokens": 20, "eos_token_id": EOS, "pad_token_id": PAD}
+    sampled = rollout(policy, prompts, keep_states=True, **options)
+    inputs = (sampled.prompt_ids, sampled.prompt_mask, sampled.response_ids, sampled.action_mask)
+    states = response_states(policy, *inputs) * sampled.action_mask[..., None]
+    torch.testing.assert_close(sampled.states, states)
+    assert rollout(policy, prompts, **options).states is None

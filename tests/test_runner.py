@@ -449,9 +449,7 @@ def test_an_interrupted_run_leaves_no_kernel_and_goes_on_later(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=partial(
-            signal.signal, signal.SIGINT, signal.SIG_DFL
-        ),  # `make test &` ignores it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's & ignores it
     )
     wait_until(begun.exists)
     kernels = kernels_of(psutil.Process(process.pid))

@@ -6,10 +6,33 @@ never read. Each loss is a mean over actions (P3O: over pairs of responses) and 
 diagnostics, detached.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """B sampled answers as an objective sees them; nothing here carries a gradient."""
+
+    old_logprobs: Tensor  # (B, R) nats, of the policy that sampled
+    reference_logprobs: Tensor  # (B, R) nats, of the initial policy
+    advantages: Tensor  # (B, R)
+    scores: Tensor  # (B,) of whole answers, shifted and scaled
+    mask: Tensor  # (B, R) bool, true on actions
+
+    def __getitem__(self, rows: Tensor) -> "Sampled":
+        """The same of some of the rows."""
+        return Sampled(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+# A policy's log-probabilities (B, R), with gradient, and what was sampled -> loss, diagnostics.
+Objective = Callable[[Tensor, Sampled], Loss]
 
 
 def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: str = "k1") -> Tensor:
@@ -37,20 +60,31 @@ def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     eq. 2.
     """
     last = mask.sum(1, keepdim=True) - 1
-    return (-kl_coef * kl).masked_fill(~mask, 0.0).scatter_add(1, last, scores[:, None])
+    return (
+        (-kl_coef * kl).masked_fill(~mask, 0.0).scatter_add(1, last, scores[:, None].to(kl.dtype))
+    )
 
 
 @torch.no_grad()
 def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    gamma: float = 1.0,
+    lam: float = 0.95,
+    bootstrap: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return advantages and returns, both (B, R), detached and 0 on padding.
 
     delta_t = r_t + gamma V_{t+1} - V_t;  A_t = delta_t + gamma lam A_{t+1};  return_t = A_t + V_t,
-    with V = 0 after the last action. lam 0 gives the one-step error, lam 1 the whole return less
-    V. Source: Schulman et al. 2016, eq. 16.
+    with V = 0 after the last action, or `bootstrap` (B,): for answers that were cut, the value of
+    the state they were cut in. lam 0 gives the one-step error, lam 1 the whole return less V.
+    Source: Schulman et al. 2016, eq. 16.
     """
     rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
+    if bootstrap is not None:  # V of the state after the last action enters with its reward
+        last = mask.sum(1, keepdim=True) - 1
+        rewards = rewards.scatter_add(1, last, gamma * bootstrap[:, None])
     advantages = torch.zeros_like(values)
     advantage = next_value = torch.zeros_like(values[:, 0])
     for t in reversed(range(values.shape[1])):
@@ -61,11 +95,16 @@ def gae(
     return advantages, advantages + values
 
 
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Shift and scale values (B, R) to mean 0 and variance 1 over the mask; 0 on padding."""
-    kept = values[mask]
-    scale = kept.std(correction=0) + 1e-8
-    return ((values - kept.mean()) / scale).masked_fill(~mask, 0.0)
+def whiten(values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor] = torch.clone) -> Tensor:
+    """Shift and scale values (B, R) to mean 0 and variance 1 over the mask; 0 on padding.
+
+    total: sums a tensor over the processes that share a batch, where there are several.
+    """
+    kept = values[mask].double()
+    count, mean = total(torch.stack([torch.ones_like(kept).sum(), kept.sum()]))
+    mean = mean / count
+    variance = total(((kept - mean) ** 2).sum()) / count
+    return ((values - mean) / (variance.sqrt() + 1e-8)).masked_fill(~mask, 0.0).to(values.dtype)
 
 
 def ppo_loss(
@@ -173,3 +212,65 @@ def p3o_loss(
     clipped = d.clamp(old_d - clip, old_d + clip)
     loss = torch.maximum(-q * w * d / 2, -q * w * clipped / 2).mean()
     return loss, {"margin": q.abs().mean(), "clipfrac": (d != clipped).float().mean()}
+
+
+@dataclass(frozen=True)
+class PPO:
+    """`ppo_loss` as an objective of `tune_policy`; it expects whitened advantages."""
+
+    clip: float = 0.2
+
+    def __call__(self, logprobs: Tensor, s: Sampled) -> Loss:
+        return ppo_loss(logprobs, s.old_logprobs, s.advantages, s.mask, self.clip)
+
+
+@dataclass(frozen=True)
+class APA:
+    """`apa_loss` as an objective: anchor "init" as in the paper, "old" as in Starling's code.
+
+    Raises ValueError for another anchor.
+    """
+
+    lam: float
+    anchor: str = "init"
+
+    def __post_init__(self):
+        if self.anchor not in ("init", "old"):
+            raise ValueError(f"anchor: expected init or old, found {self.anchor!r}")
+
+    def __call__(self, logprobs: Tensor, s: Sampled) -> Loss:
+        anchor_logprobs = s.reference_logprobs if self.anchor == "init" else s.old_logprobs
+        return apa_loss(logprobs, anchor_logprobs, s.advantages, s.mask, self.lam)
+
+
+@dataclass(frozen=True)
+class AWR:
+    """`awr_loss` as an objective."""
+
+    lam: float
+    max_weight: float = 20.0
+
+    def __call__(self, logprobs: Tensor, s: Sampled) -> Loss:
+        return awr_loss(logprobs, s.advantages, s.mask, self.lam, self.max_weight)
+
+
+@dataclass(frozen=True)
+class P3O:
+    """`p3o_loss` as an objective; it needs two samples of each prompt and reads no advantages."""
+
+    kl_coef: float
+    clip: float = 0.2
+    max_weight: float = 10.0
+    samples: ClassVar[int] = 2
+
+    def __call__(self, logprobs: Tensor, s: Sampled) -> Loss:
+        return p3o_loss(
+            logprobs,
+            s.old_logprobs,
+            s.reference_logprobs,
+            s.scores,
+            s.mask,
+            self.kl_coef,
+            self.clip,
+            self.max_weight,
+        )

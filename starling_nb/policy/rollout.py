@@ -22,6 +22,7 @@ class Rollout:
     action_mask: Tensor  # (B, R) bool, true on every sampled token, the end-of-turn included
     logprobs: Tensor  # (B, R) nats, of the distribution sampled from; 0 on padding
     truncated: Tensor  # (B,) bool, true where max_new_tokens came before the end of turn
+    states: Tensor | None = None  # (B, R, H) from which the actions were chosen, when asked for
 
 
 @torch.no_grad()
@@ -34,41 +35,54 @@ def rollout(
     temperature: float = 1.0,
     eos_token_id: int,
     pad_token_id: int,
+    keep_states: bool = False,
 ) -> Rollout:
-    """Sample one response to each of B prompts (lists of ids), stopping each at eos_token_id.
+    """Sample responses to prompts (lists of ids), stopping each at eos_token_id.
 
-    Row i is sampled with uniform numbers drawn on the CPU from seeds[i] (seeds: (B,) long) alone,
-    so its batch mates do not matter, but for rounding: a row computed in another batch has
-    probabilities that differ by about 1e-7, and a token changes when its uniform number falls into
-    such a gap, of the order of once in 1e6 tokens. temperature 0 takes the likeliest token (the
-    output of `generate`) and records log-probabilities at temperature 1.
+    seeds: (B,) long for one response to each of B prompts, or (prompts, n) for n responses to
+    each, which share the reading of their prompt and come out next to each other, B = prompts * n.
+    A row is sampled with uniform numbers drawn on the CPU from its seed alone, so its batch mates
+    do not matter, but for rounding: a row computed in another batch has probabilities that differ
+    by about 1e-7, and a token changes when its uniform number falls into such a gap, of the order
+    of once in 1e6 tokens. temperature 0 takes the likeliest token (the output of `generate`) and
+    records log-probabilities at temperature 1.
 
     Raises ValueError for an empty prompt or one that leaves no room in the policy's context.
     """
     check_prompts(prompt_ids, policy.config.max_position_embeddings - max_new_tokens)
     prompts, prompt_mask = left_pad(prompt_ids, pad_token_id, policy.device)
-    uniforms = torch.stack([uniform_row(int(seed), max_new_tokens) for seed in seeds])
+    samples = seeds.numel() // len(prompts)
+    uniforms = torch.stack([uniform_row(int(s), max_new_tokens) for s in seeds.flatten()])
     uniforms = uniforms.to(policy.device)  # (B, max_new_tokens)
     response_ids = torch.full_like(uniforms, pad_token_id, dtype=torch.long)
     logprobs = torch.zeros_like(uniforms, dtype=at_least_float32(policy.dtype))
+    shape = (*uniforms.shape, policy.config.hidden_size)
+    states = torch.zeros(shape, dtype=logprobs.dtype, device=policy.device) if keep_states else None
 
-    rows = torch.arange(len(prompts), device=policy.device)  # the rows still in the batch
+    rows = torch.arange(len(uniforms), device=policy.device)  # the rows still in the batch
     finished = torch.zeros_like(rows, dtype=torch.bool)  # (B,)
     cache = DynamicCache(config=policy.config)
     tokens, mask, positions = prompts, prompt_mask, position_ids(prompt_mask)
     for t in range(max_new_tokens):
-        logits = policy(
+        last = policy.get_decoder()(
             input_ids=tokens,
             attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
-        log_pi = log_softmax(logits, temperature or 1.0)  # (rows, V)
+        ).last_hidden_state[:, -1]  # (rows, H); at t = 0 there is one row for each prompt
+        if t == 0 and samples > 1:
+            cache.batch_repeat_interleave(samples)
+            last, mask, positions, prompts, prompt_mask = (
+                x.repeat_interleave(samples, 0)
+                for x in (last, mask, positions, prompts, prompt_mask)
+            )
+        log_pi = log_softmax(policy.get_output_embeddings()(last), temperature or 1.0)  # (rows, V)
         actions = inverse_cdf(log_pi, uniforms[rows, t]) if temperature else log_pi.argmax(-1)
         response_ids[rows, t] = actions
         logprobs[rows, t] = log_pi.gather(-1, actions[:, None])[:, 0]
+        if states is not None:
+            states[rows, t] = last.to(states.dtype)
         finished[rows] |= actions == eos_token_id
         if finished.all():
             break
@@ -89,6 +103,7 @@ def rollout(
         action_mask=action_mask,
         logprobs=logprobs[:, : t + 1] * action_mask,
         truncated=~finished,
+        states=None if states is None else states[:, : t + 1] * action_mask[..., None],
     )
 
 
@@ -98,18 +113,20 @@ def response_states(
     prompt_mask: Tensor,
     response_ids: Tensor,
     action_mask: Tensor,
+    features: Tensor | None = None,
 ) -> Tensor:
     """Return the last hidden states (B, R, H) from which the R actions of each row are chosen.
 
     Prompts (B, P) are left-padded, responses (B, R) right-padded, so the state of action t stands
-    at column P - 1 + t: the last prompt token chooses the first action.
+    at column P - 1 + t: the last prompt token chooses the first action. `features` (B, P + R, H)
+    are what the policy reads in place of the tokens' embeddings, when it is the top of a
+    `split_policy`.
     """
     mask = torch.cat([prompt_mask, action_mask], dim=1)
+    ids = torch.cat([prompt_ids, response_ids], dim=1)
+    read = {"input_ids": ids} if features is None else {"inputs_embeds": features}
     states = policy.get_decoder()(
-        input_ids=torch.cat([prompt_ids, response_ids], dim=1),
-        attention_mask=mask,
-        position_ids=position_ids(mask),
-        use_cache=False,
+        **read, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
     ).last_hidden_state
     return states[:, prompt_ids.shape[1] - 1 : -1]
 
@@ -136,6 +153,8 @@ def response_logprobs(
     prompt_mask: Tensor,
     response_ids: Tensor,
     action_mask: Tensor,
+    features: Tensor | None = None,
+    *,
     temperature: float = 1.0,
 ) -> Tensor:
     """Return the log-probabilities (B, R), in nats, of given responses; 0 on padding.
@@ -143,7 +162,7 @@ def response_logprobs(
     They are those a rollout at this temperature records, up to rounding. Who needs the states too
     calls `response_states` and `action_logprobs`, which this joins.
     """
-    states = response_states(policy, prompt_ids, prompt_mask, response_ids, action_mask)
+    states = response_states(policy, prompt_ids, prompt_mask, response_ids, action_mask, features)
     return action_logprobs(policy, states, response_ids, action_mask, temperature)
 
 

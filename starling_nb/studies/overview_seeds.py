@@ -13,6 +13,7 @@ import torch
 
 from starling_nb.data.chat import Conversation
 from starling_nb.evaluate.gold import paired_difference, sampling_entropy, score_answers
+from starling_nb.policy.objectives import APA
 from starling_nb.policy.rl import tune_policy
 from starling_nb.policy.rollout import respond
 from starling_nb.reward.model import RewardFn, reward_function
@@ -47,17 +48,17 @@ def measure_seed(profile: str, store: str, seed: int) -> dict[str, Any]:
     """The three models and their comparisons for one training seed."""
     course = Store(store, profile, seed, config=SMALL if profile == "cpu" else {})
     world, (sft, tokenizer), (apa, _) = (course.get(name) for name in ("world", "sft", "apa"))
-    config = course.config("apa")
-    drawn = world.sample(config.iterations * config.batch_size, random.Random(seed))
+    options = asdict(course.config("apa"))
+    drawn = world.sample(options["iterations"] * options["batch_size"], random.Random(seed))
     control, _ = tune_policy(
         course.get("sft")[0],
         shuffled(reward_function(*course.get("reward_model")), seed),
         [prompt.conversation for prompt in drawn],
         tokenizer=tokenizer,
-        objective="apa",
+        objective=APA(options.pop("lam")),
         seed=seed,
         device=course.device,
-        **asdict(config),
+        **options,
     )
     prompts = world.test if profile != "smoke" else world.test[:40]
 
