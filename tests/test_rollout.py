@@ -8,6 +8,7 @@ from starling_nb.data.chat import decode_answer, encode, train_tokenizer
 from starling_nb.policy import rollout as module
 from starling_nb.policy.rollout import (
     action_logprobs,
+    decode,
     inverse_cdf,
     left_pad,
     position_ids,
@@ -291,3 +292,46 @@ def test_kept_states_are_those_of_a_second_reading(policy):
     states = response_states(policy, *inputs) * sampled.action_mask[..., None]
     torch.testing.assert_close(sampled.states, states)
     assert rollout(policy, prompts, **options).states is None
+
+
+def ragged(rows=40, width=30):
+    """Ids and a mask with padding of any width on both sides, and features, of 40 rows."""
+    generator = torch.Generator().manual_seed(5)
+    ends = torch.randint(1, width + 1, (rows, 1), generator=generator)
+    starts = (torch.rand(rows, 1, generator=generator) * ends).long()
+    ids = torch.randint(5, 24, (rows, width), generator=generator)
+    columns = torch.arange(width)
+    mask = (columns >= starts) & (columns < ends)
+    features = torch.randn(rows, width, 32, generator=generator, dtype=torch.float64)
+    return ids, mask, features
+
+
+@pytest.mark.parametrize("with_features", [False, True])
+def test_rows_computed_by_length_are_those_of_one_call(policy, with_features):
+    """States and the gradient of a sum of them; 40 rows are three batches, one not full."""
+    ids, mask, features = ragged()
+    read = {"inputs_embeds": features} if with_features else {"input_ids": ids}
+    decoder, weight = policy.get_decoder(), policy.model.layers[0].mlp.up_proj.weight
+    naive = decoder(
+        **read, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
+    ).last_hidden_state
+    fast = decode(decoder, ids, mask, features if with_features else None)
+    torch.testing.assert_close(fast, naive * mask[..., None])
+    slopes = torch.linspace(-1, 1, fast.numel(), dtype=torch.float64).view_as(fast)
+    gradients = [
+        torch.autograd.grad((states * mask[..., None] * slopes).sum(), weight)[0]
+        for states in (naive, fast)
+    ]
+    torch.testing.assert_close(gradients[1], gradients[0])
+
+
+def test_short_rows_do_not_pay_for_long_ones(policy):
+    computed = []
+    hook = policy.get_decoder().register_forward_pre_hook(
+        lambda module, args, call: computed.append(call["input_ids"].numel()), with_kwargs=True
+    )
+    ids, mask, _ = ragged()
+    decode(policy.get_decoder(), ids, mask)
+    hook.remove()
+    assert len(computed) == 3
+    assert sum(computed) < 0.6 * ids.numel()

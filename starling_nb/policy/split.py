@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from starling_nb.policy.rollout import position_ids, response_logprobs
+from starling_nb.policy.rollout import decode, response_logprobs
 from starling_nb.reward.train import with_adapters
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")  # blocks in a row, then a norm; rotary positions
@@ -136,7 +136,4 @@ def trunk_features(
 ) -> Tensor:
     """Return the states (B, P + R, H) that the top reads, of prompts and responses."""
     mask = torch.cat([prompt_mask, action_mask], dim=1)
-    ids = torch.cat([prompt_ids, response_ids], dim=1)
-    return trunk(
-        input_ids=ids, attention_mask=mask, position_ids=position_ids(mask), use_cache=False
-    ).last_hidden_state
+    return decode(trunk, torch.cat([prompt_ids, response_ids], dim=1), mask)
