@@ -107,18 +107,20 @@ def tune_policy(
     for policy and reference. lora: train adapters, merged at the end; the reference is the policy
     without them. By default all is trained.
     folder: of this run alone. About ten times a run its state is saved there; a run that was
-    stopped goes on from it when started again with the same arguments, and ends with the same
-    weights. A finished run leaves nothing there.
-    Under `accelerate launch` each process samples and learns from its share of the batch.
+    stopped goes on from it when started again with the same arguments, the policy as it was at the
+    start among them, and ends with the same weights. A finished run leaves nothing there.
+    Under `accelerate launch` each process samples and learns from its share of the batch, and
+    gradients are averaged; `on_iteration` is called with each record in the first process.
 
     History, a record per iteration, measured before its updates: reward (mean, as reward_fn gives
     it), kl (to the reference, nats an answer), kl_coef, entropy (nats a token), length (tokens),
     finished (share); and means over its updates: losses, grad_norm (before clipping at 1),
     diagnostics of the objective and the critic. The seed fixes everything but reward_fn.
-    Raises ValueError for no prompts, sizes that do not divide, a reference of another vocabulary,
-    scores that are not (B,) finite numbers, a folder of another run, and the causes of
-    `split_policy`; Stopped for a loss that is not finite, and for a policy that has collapsed to
-    one answer or that no longer ends any.
+    Raises ValueError for no prompts or one that leaves no room for an answer, sizes that do not
+    divide, a reference of another vocabulary, scores that are not (B,) finite numbers, a folder of
+    another run, and the causes of `learning_part`; Stopped for a loss or gradient that is not
+    finite, before it is applied, and for a policy that has collapsed to one answer or that no
+    longer ends any.
     Source: Ziegler et al. 2019 (arXiv 1909.08593); Zhu et al. 2023 (arXiv 2306.02231).
     """
     numbers: dict[str, Any] = {k: v for k, v in locals().items() if isinstance(v, int | float)}
