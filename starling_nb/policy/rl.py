@@ -400,7 +400,7 @@ def save_tuned(built, folder: Path) -> None:
 INPUTS = ("sft", "reward_model", "world")
 
 
-@stage("apa", needs=INPUTS, config=APAConfig, save=save_tuned, load=load_policy)
+@stage("apa", needs=INPUTS, config=APAConfig, version=2, save=save_tuned, load=load_policy)
 def build_apa(config: APAConfig, ctx: Context, sft, reward_model, world):
     """Tune the SFT policy by APA against the learned reward, on the world's training prompts."""
     options = asdict(config)
