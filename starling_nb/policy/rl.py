@@ -19,7 +19,6 @@ from starling_nb.device import Device, progress
 from starling_nb.policy.base import load_policy, save_policy
 from starling_nb.policy.objectives import (
     APA,
-    PPO,
     Objective,
     Sampled,
     gae,
@@ -95,32 +94,28 @@ def tune_policy(
     """Tune a policy, in place, to the reward of its own answers; return it and its history.
 
     Each iteration draws prompts, samples batch_size answers at temperature 1 (`samples` to each
-    prompt), scores them, and takes `epochs` passes of AdamW over them. `objective`: one of
-    `objectives` (PPO, APA, AWR, P3O) or a function of your own of that type. `reference`: the
-    initial policy unless given.
+    prompt), scores them, and takes `epochs` passes of AdamW over them.
+    objective: PPO, APA, AWR or P3O of `objectives`, or a function of your own of that type.
+    reference: the initial policy unless given.
     Scores are shifted and scaled by mean and standard deviation of the first batch, moved up by
-    `reward_shift` such deviations, and an answer without an end of turn loses 1. kl_coef: the price
-    in the reward of a nat of KL to the reference; with kl_target (nats an answer) it is adapted to
-    keep the KL there. whitening: advantages are brought to mean 0 and variance 1 over the batch.
-    critic_iterations: so many at the start train the critic only.
-    last_layers: train the last blocks and the final norm only; what lies below runs once a batch,
-    for policy and reference. lora: train adapters, merged at the end; the reference is the policy
-    without them. By default all is trained.
+    `reward_shift` deviations; an answer without an end of turn loses 1. kl_coef: the price of a nat
+    of KL to the reference, adapted to reach kl_target (nats an answer) where that is given.
+    whitening: advantages get mean 0 and variance 1 over the batch. critic_iterations: at the start
+    train the critic only. last_layers: train the last blocks and the final norm only; what lies
+    below runs once a batch. lora: train adapters, merged at the end. By default all is trained.
     folder: of this run alone. About ten times a run its state is saved there; a run that was
     stopped goes on from it when started again with the same arguments, the policy as it was at the
-    start among them, and ends with the same weights. A finished run leaves nothing there.
-    Under `accelerate launch` each process samples and learns from its share of the batch, and
-    gradients are averaged; `on_iteration` is called with each record in the first process.
+    start among them, to the same weights. A finished run leaves nothing there.
+    Under `accelerate launch` each process has its share of the batch, and gradients are averaged.
 
     History, a record per iteration, measured before its updates: reward (mean, as reward_fn gives
-    it), kl (to the reference, nats an answer), kl_coef, entropy (nats a token), length (tokens),
-    finished (share); and means over its updates: losses, grad_norm (before clipping at 1),
-    diagnostics of the objective and the critic. The seed fixes everything but reward_fn.
+    it), kl (nats an answer), kl_coef, entropy (nats a token), length (tokens), finished (share);
+    and means over its updates: losses, grad_norm (before clipping at 1), diagnostics. The first
+    process calls on_iteration with each. The seed fixes everything but reward_fn.
     Raises ValueError for no prompts or one that leaves no room for an answer, sizes that do not
     divide, a reference of another vocabulary, scores that are not (B,) finite numbers, a folder of
     another run, and the causes of `learning_part`; Stopped for a loss or gradient that is not
-    finite, before it is applied, and for a policy that has collapsed to one answer or that no
-    longer ends any.
+    finite, before it is applied, and for a policy that has collapsed or ends no answer any more.
     Source: Ziegler et al. 2019 (arXiv 1909.08593); Zhu et al. 2023 (arXiv 2306.02231).
     """
     numbers: dict[str, Any] = {k: v for k, v in locals().items() if isinstance(v, int | float)}
@@ -383,13 +378,6 @@ class APAConfig(RLConfig):
     lam: float = 0.3
 
 
-@dataclass(frozen=True)
-class PPOConfig(RLConfig):
-    """PPO; kl_coef in deviations of the reward a nat."""
-
-    kl_coef: float = 0.1
-
-
 def save_tuned(built, folder: Path) -> None:
     """Write policy, tokenizer and history.json into a folder; `load_policy` reads the first two."""
     policy, tokenizer, history = built
@@ -405,13 +393,6 @@ def build_apa(config: APAConfig, ctx: Context, sft, reward_model, world):
     """Tune the SFT policy by APA against the learned reward, on the world's training prompts."""
     options = asdict(config)
     return tuned(ctx, sft, reward_model, world, objective=APA(options.pop("lam")), **options)
-
-
-@stage("ppo", needs=INPUTS, config=PPOConfig, save=save_tuned, load=load_policy)
-def build_ppo(config: PPOConfig, ctx: Context, sft, reward_model, world):
-    """Tune the SFT policy by PPO against the learned reward, on the world's training prompts."""
-    options = asdict(config)
-    return tuned(ctx, sft, reward_model, world, objective=PPO(), whitening=True, **options)
 
 
 def tuned(ctx: Context, sft, reward_model, world, **options):
