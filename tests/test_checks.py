@@ -16,12 +16,13 @@ from hypothesis.extra.numpy import arrays
 from nbformat.v4 import new_output
 from small_notebooks import exercise, lesson
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 from wrong_answers import RIGHT, WRONG
 
 from starling_nb.data.chat import encode_with_mask, train_tokenizer
 from starling_nb.lesson import anatomy, checks, claims, exercises, lint
 from starling_nb.lesson.exercises import NOT_ATTEMPTED, PASSED, Exercise, attempt, difference
+from starling_nb.policy.rollout import response_logprobs
 from starling_nb.policy.sft import encode_demonstration, weighted_nll
 from starling_nb.reward.bench import evaluate
 from starling_nb.reward.bench_data import TRUTH, Benchmark, Item
@@ -255,9 +256,7 @@ def test_calling_an_exercise_prints_outside_a_notebook(capsys):
 def test_a_misspelt_exercise_is_answered_with_the_nearest():
     with pytest.raises(AttributeError, match=r"'placket_luce'; did you mean plackett_luce\?"):
         checks.placket_luce  # noqa: B018
-    with pytest.raises(
-        AttributeError, match=r"'xyz'; there are plackett_luce, .*, truth_preference$"
-    ):
+    with pytest.raises(AttributeError, match=r"'xyz'; there are plackett_luce, .*, p3o_loss$"):
         checks.xyz  # noqa: B018
 
 
@@ -339,17 +338,17 @@ def test_pessimistic_value_is_the_least_in_the_ball():
         assert least - 1e-9 <= values.min() <= least + 1e-2
 
 
-def tiny_reward_model():
+def tiny(kind):
     config = LlamaConfig(
         vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=2, num_attention_heads=2
     )
     torch.manual_seed(0)
-    return RewardModel(config).eval()
+    return kind(config).eval()
 
 
 def test_rewards_are_read_where_the_package_reads_them():
     """A row padded on the left, one that is full, one padded on the right."""
-    model = tiny_reward_model()
+    model = tiny(RewardModel)
     ids = torch.randint(9, (3, 4), generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 0]])
     positions = checks.position_ids.solution(mask)
@@ -359,7 +358,7 @@ def test_rewards_are_read_where_the_package_reads_them():
 
 
 def test_a_packed_answer_is_scored_as_if_it_stood_alone():
-    model = tiny_reward_model()
+    model = tiny(RewardModel)
     prompt, answers = [1, 5, 2], [[3, 4], [7], [8, 6, 2]]
     lengths = [len(answer) for answer in answers]
     segments = torch.arange(4).repeat_interleave(torch.tensor([3, *lengths]))
@@ -433,6 +432,15 @@ def test_truth_preference_is_the_packages(rows):
     scores = np.array(rows)
     expected = evaluate(Benchmark("truth", items, texts), scores).credit.mean()
     assert checks.truth_preference.solution(*scores.T) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("P", [1, 2, 5])
+def test_response_logprobs_are_the_packages(P):
+    policy = tiny(LlamaForCausalLM)
+    ids, attended = torch.tensor([[4, 1, 7, 2, 5, 3]]), torch.ones(1, 6, dtype=torch.bool)
+    expected = response_logprobs(policy, ids[:, :P], attended[:, :P], ids[:, P:], attended[:, P:])
+    ours = checks.response_logprobs.solution(policy(ids).logits[0], ids[0], P)
+    torch.testing.assert_close(ours, expected[0])
 
 
 # The exercises of the committed lessons.

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -13,7 +14,7 @@ from starling_nb.data.chat import train_tokenizer
 from starling_nb.data.world import make_world
 from starling_nb.device import Device
 from starling_nb.policy.base import load_policy
-from starling_nb.policy.objectives import APA, AWR, P3O, PPO, apa_loss
+from starling_nb.policy.objectives import APA, AWR, P3O, PPO, apa_loss, ppo_loss
 from starling_nb.policy.rl import APAConfig, Stopped, build_apa, save_tuned, tune_policy
 from starling_nb.reward.model import RewardModel
 from starling_nb.store import Context, read_json
@@ -435,6 +436,7 @@ LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"]}
         ({"lora": LoraConfig(**LORA)}, "lora .*, found None"),
         ({"objective": APA(0.9)}, r"objective APA\(lam=0.9.*, found APA\(lam=0.3"),
         ({"objective": PPO()}, "objective PPO"),
+        ({"objective": partial(ppo_loss, clip=0.1)}, "objective partial"),
         ({"prompts": PROMPTS[:2]}, "prompts"),
         ({"device": Device(torch.device("cpu"), torch.bfloat16, "sdpa", 1, {})}, "device"),
     ],
@@ -497,6 +499,23 @@ def test_at_first_the_critic_may_learn_alone(policy, tokenizer):
     assert moved == [False, False, False, True, True]
     assert [record["grad_norm"] > 0 for record in history] == moved
     assert history[2]["value_loss"] != history[0]["value_loss"]
+
+
+@pytest.mark.parametrize("critic_lr", [0.0, 0.03])
+def test_the_critic_learns_at_its_own_rate(policy, tokenizer, critic_lr):
+    """The policy stands still (lr 0); a critic that never moves goes on saying 0."""
+    _, history = tune_policy(
+        policy,
+        length_reward,
+        PROMPTS,
+        tokenizer=tokenizer,
+        critic_lr=critic_lr,
+        **SMALL | {"lr": 0.0, "iterations": 12, "batch_size": 32, "minibatch_size": 16},
+    )
+    explained = [record["explained_variance"] for record in history]
+    assert explained[0] == pytest.approx(0, abs=0.01)
+    assert (sum(explained[-3:]) / 3 > 0.05) == (critic_lr > 0)
+    assert history[-1]["kl"] == pytest.approx(0, abs=1e-5)
 
 
 def test_equal_scores_at_first_leave_the_scale_alone(policy, tokenizer):

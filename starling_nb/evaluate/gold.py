@@ -1,7 +1,7 @@
 """Policies judged by the true reward: gold utility, paired intervals, free competitors."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ from starling_nb.data.world import World, make_world
 from starling_nb.policy.base import ASSET, complete, load_policy
 from starling_nb.policy.rollout import respond, rollout, row_seeds
 from starling_nb.reward.model import RewardFn
+
+TEMPERATURES = [tenths / 10 for tenths in range(1, 11)]
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,17 @@ def sampling_entropy(
         pad_token_id=tokenizer.pad_token_id,
     )
     return -sampled.logprobs[sampled.action_mask].mean().item()
+
+
+def cooling(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[Prompt]
+) -> Callable[[float], float]:
+    """The function from an entropy to the temperature, 0.1 to 1, at which the policy has it.
+
+    Entropies are those of `sampling_entropy` at every tenth, with straight lines between.
+    """
+    found = [sampling_entropy(policy, tokenizer, prompts, temperature=t) for t in TEMPERATURES]
+    return lambda entropy: float(np.interp(entropy, found, TEMPERATURES))
 
 
 def by_family(prompts: Sequence[Prompt], scores: GoldScores) -> dict[str, dict[str, float]]:

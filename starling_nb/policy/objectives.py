@@ -59,10 +59,8 @@ def shape_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> T
     The last action is the end of turn, or where the answer was cut. Source: Ziegler et al. 2019,
     eq. 2.
     """
-    last = mask.sum(1, keepdim=True) - 1
-    return (
-        (-kl_coef * kl).masked_fill(~mask, 0.0).scatter_add(1, last, scores[:, None].to(kl.dtype))
-    )
+    last, scores = mask.sum(1, keepdim=True) - 1, scores[:, None].to(kl.dtype)
+    return (-kl_coef * kl).masked_fill(~mask, 0.0).scatter_add(1, last, scores)
 
 
 @torch.no_grad()

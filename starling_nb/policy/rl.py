@@ -37,17 +37,17 @@ from starling_nb.policy.rollout import (
 )
 from starling_nb.policy.split import learning_part, trunk_features
 from starling_nb.policy.state import (
-    digest,
     due,
     load_state,
     remove_state,
     restore,
     save_state,
+    weights_digest,
 )
 from starling_nb.reward.model import RewardFn, reward_function
-from starling_nb.store import Context, stage, write_json
+from starling_nb.store import Context, digest, stage, write_json
 
-WARMUP = 5  # iterations in which the learning rate rises to lr
+WARMUP = 5  # iterations in which a learning rate rises to its full size
 KL_GAIN, KL_ERROR = 0.1, 0.2  # of the adaptive KL coefficient
 COLLAPSED = 1e-3  # nats a token: a policy of less entropy says one thing only
 RUNAWAY = 5  # iterations in a row without an answer that ends
@@ -77,6 +77,7 @@ def tune_policy(
     epochs: int = 2,
     samples: int = 1,
     lr: float = 4e-4,
+    critic_lr: float = 5e-3,
     kl_coef: float = 0.0,
     kl_target: float | None = None,
     reward_shift: float = 0.0,
@@ -94,7 +95,8 @@ def tune_policy(
     """Tune a policy, in place, to the reward of its own answers; return it and its history.
 
     Each iteration draws prompts, samples batch_size answers at temperature 1 (`samples` to each
-    prompt), scores them, and takes `epochs` passes of AdamW over them.
+    prompt), scores them, and takes `epochs` passes of AdamW over them, whose rates rise to lr and
+    critic_lr in five iterations.
     objective: PPO, APA, AWR or P3O of `objectives`, or a function of your own of that type.
     reference: the initial policy unless given.
     Scores are shifted and scaled by mean and standard deviation of the first batch, moved up by
@@ -133,10 +135,10 @@ def tune_policy(
     check_prompts(encoded, policy.config.max_position_embeddings - max_new_tokens)
     state, settings = None, {**numbers}
     if folder:
-        how = repr(objective) if is_dataclass(objective) else objective.__qualname__
-        settings |= {"objective": how, "prompts": digest(encoded), "policy": digest(policy)}
-        settings |= {"reference": digest(reference), "device": str(device and device.dtype)}
+        settings |= {"objective": name_of(objective), "prompts": digest(encoded)}
+        settings |= {"policy": weights_digest(policy), "reference": weights_digest(reference)}
         settings |= {"lora": str(lora and sorted(lora.to_dict().items())), "processes": ranks}
+        settings |= {"device": str(device and device.dtype)}
         state = load_state(folder, settings)
 
     if ranks > 1:
@@ -152,17 +154,15 @@ def tune_policy(
     with learning_part(policy, reference, last_layers, lora, seed) as part:
         parameters = [p for p in part.actor.parameters() if p.requires_grad]
         learned = [*parameters, *critic.parameters()]
-        optimizer = torch.optim.AdamW(
-            [{"params": parameters}, {"params": [*critic.parameters()]}],
-            lr=lr,
-            betas=(0.9, 0.95),
-            weight_decay=0.0,
-        )
+        groups = [
+            {"params": parameters, "highest": lr, "start": critic_iterations},
+            {"params": [*critic.parameters()], "highest": critic_lr, "start": 0},
+        ]
+        optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
         if state:
             restore(state, learned, optimizer, generator)
-            history, kl_coef, mean, sd = (
-                state["run"][k] for k in ("history", "kl_coef", "mean", "sd")
-            )
+            kept = state["run"]
+            history, kl_coef, mean, sd = (kept[k] for k in ("history", "kl_coef", "mean", "sd"))
             state = None
         for iteration in progress(range(len(history), iterations), desc="tuning the policy"):
             # Sample this process's share of a batch of answers, and score them.
@@ -214,8 +214,9 @@ def tune_policy(
 
             # Update policy and critic; the critic reads the policy's states, and does not shape
             # them. While it learns alone, the policy says what it said when it sampled.
-            for group, start in zip(optimizer.param_groups, (critic_iterations, 0), strict=True):
-                group["lr"] = lr * min(1.0, max(0, iteration + 1 - start) / WARMUP)
+            for group in optimizer.param_groups:
+                done = max(0, iteration + 1 - group["start"])
+                group["lr"] = group["highest"] * min(1.0, done / WARMUP)
             updates = []
             for _ in range(epochs):
                 for rows in minibatches(len(asked), minibatch_size // ranks, samples, generator):
@@ -230,16 +231,14 @@ def tune_policy(
                             )
                     values = critic(states.detach().float())[..., 0]
                     policy_loss, diagnostics = objective(logprobs, some)
-                    critic_loss, fit = value_loss(
-                        values, old_values[rows], returns[rows], some.mask
-                    )
+                    miss, fit = value_loss(values, old_values[rows], returns[rows], some.mask)
                     optimizer.zero_grad()
-                    (policy_loss + critic_loss).backward()
+                    (policy_loss + miss).backward()
                     average_gradients(accelerator, learned)
                     grad_norm = clip_grad_norm_(parameters, 1.0).to(policy.device)
                     critic_norm = clip_grad_norm_(critic.parameters(), 1.0)
                     losses = {"policy_loss": policy_loss.detach(), "grad_norm": grad_norm}
-                    losses |= {"value_loss": critic_loss.detach()}
+                    losses |= {"value_loss": miss.detach()}
                     if not (sum(losses.values()) + critic_norm).isfinite():
                         found = ", ".join(f"{k} {v.item():.3g}" for k, v in losses.items())
                         raise Stopped(
@@ -275,6 +274,13 @@ def value_head(hidden_size: int, generator: torch.Generator) -> nn.Sequential:
     for parameter in (hidden.bias, out.weight, out.bias):
         nn.init.zeros_(parameter)
     return nn.Sequential(hidden, nn.Tanh(), out)
+
+
+def name_of(objective: Objective) -> str:
+    """An objective with its settings; of a function of one's own the name alone is known."""
+    if is_dataclass(objective):
+        return repr(objective)
+    return getattr(objective, "__qualname__", type(objective).__qualname__)
 
 
 def check_options(numbers: dict[str, Any], objective: Any, ranks: int) -> None:
@@ -367,6 +373,7 @@ class RLConfig:
     minibatch_size: int = 64
     epochs: int = 2
     lr: float = 4e-4
+    critic_lr: float = 5e-3
     gae_lambda: float = 1.0
     max_new_tokens: int = 48
 
@@ -388,7 +395,7 @@ def save_tuned(built, folder: Path) -> None:
 INPUTS = ("sft", "reward_model", "world")
 
 
-@stage("apa", needs=INPUTS, config=APAConfig, version=2, save=save_tuned, load=load_policy)
+@stage("apa", needs=INPUTS, config=APAConfig, version=3, save=save_tuned, load=load_policy)
 def build_apa(config: APAConfig, ctx: Context, sft, reward_model, world):
     """Tune the SFT policy by APA against the learned reward, on the world's training prompts."""
     options = asdict(config)

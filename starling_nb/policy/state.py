@@ -10,19 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starling_nb.store import replace_atomically
+
 STATE = "state.pt"
 
 
-def digest(*parts: object) -> str:
-    """Name what a run starts from, modules by their weights and all else as it is written."""
+def weights_digest(model: nn.Module | None) -> str:
+    """The first 16 hex digits of the sha256 of a model's weights and their names."""
     found = sha256()
-    for item in parts:
-        if not isinstance(item, nn.Module):
-            found.update(repr(item).encode())
-            continue
-        for name, value in item.state_dict().items():
-            found.update(name.encode())
-            found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    for name, value in model.state_dict().items() if model is not None else ():
+        found.update(name.encode())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()[:16]
 
 
@@ -41,8 +39,8 @@ def save_state(
         "generator": generator.get_state(),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save(state, folder / f"{STATE}.part")
-    (folder / f"{STATE}.part").replace(folder / STATE)
+    with replace_atomically(folder / STATE) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(folder: Path | None, settings: dict[str, Any]) -> dict[str, Any] | None:
@@ -94,5 +92,4 @@ def due(iteration: int, iterations: int) -> bool:
 
 def remove_state(folder: Path) -> None:
     """Delete the state of a run that has finished."""
-    for name in (STATE, f"{STATE}.part"):
-        (folder / name).unlink(missing_ok=True)
+    (folder / STATE).unlink(missing_ok=True)

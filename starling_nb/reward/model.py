@@ -385,3 +385,16 @@ def reward_function(
     """
     options = {"share_prompts": False} | options
     return lambda conversations: score(model, tokenizer, conversations, **options)
+
+
+def shuffled(reward_fn: RewardFn, seed: int) -> RewardFn:
+    """The reward function with its scores dealt out anew within each batch: a control.
+
+    Tuning sees the same numbers, without what they say about the answers.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def scores(conversations: list[Conversation]) -> Tensor:
+        return reward_fn(conversations)[torch.randperm(len(conversations), generator=generator)]
+
+    return scores

@@ -8,15 +8,16 @@ import random
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-import torch
-
-from starling_nb.data.chat import Conversation
-from starling_nb.evaluate.gold import paired_difference, sampling_entropy, score_answers
+from starling_nb.evaluate.gold import (
+    cooling,
+    paired_difference,
+    sampling_entropy,
+    score_answers,
+)
 from starling_nb.policy.objectives import APA
 from starling_nb.policy.rl import tune_policy
 from starling_nb.policy.rollout import respond
-from starling_nb.reward.model import RewardFn, reward_function
+from starling_nb.reward.model import reward_function, shuffled
 from starling_nb.store import Store
 
 SEEDS = (0, 1, 2)
@@ -25,17 +26,6 @@ SMALL = {  # the stages' sizes in lesson 00 on cpu
     "rankings": {"lists": 1500},
     "apa": {"iterations": 10, "batch_size": 96, "minibatch_size": 48},
 }
-TEMPERATURES = [t / 10 for t in range(1, 11)]
-
-
-def shuffled(reward_fn: RewardFn, seed: int) -> RewardFn:
-    """The reward function with its scores permuted within each batch."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def scores(conversations: list[Conversation]) -> torch.Tensor:
-        return reward_fn(conversations)[torch.randperm(len(conversations), generator=generator)]
-
-    return scores
 
 
 def measure(profile: str, store: str) -> dict[str, Any]:
@@ -68,13 +58,13 @@ def measure_seed(profile: str, store: str, seed: int) -> dict[str, Any]:
         return score_answers(world, answered).total
 
     few = prompts[::6]  # enough to find a temperature
-    entropies = [sampling_entropy(sft, tokenizer, few, temperature=t) for t in TEMPERATURES]
     found: dict[str, Any] = {"seed": seed, "prompts": len(prompts), "gold": {}, "difference": {}}
     start = {t: gold(sft, t) for t in (1, 0)}
+    temperature_with = cooling(sft, tokenizer, few)
     found["gold"]["SFT"] = {str(t): scores.mean() for t, scores in start.items()}
     for name, policy in {"APA": apa, "APA, shuffled reward": control}.items():
         entropy = sampling_entropy(policy, tokenizer, few, temperature=1.0)
-        cooler = float(np.interp(entropy, entropies, TEMPERATURES))
+        cooler = temperature_with(entropy)
         scores = {t: gold(policy, t) for t in (1, 0)}
         cooled = gold(sft, cooler)
         found["gold"][name] = {str(t): values.mean() for t, values in scores.items()}

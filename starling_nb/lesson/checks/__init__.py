@@ -27,6 +27,8 @@ LESSONS = {  # module, named as the lesson -> its exercises
         "calibration_scale",
         "truth_preference",
     ),
+    "ppo": ("response_logprobs", "shape_rewards", "gae", "ppo_loss"),
+    "apa": ("best_policy", "log_partition", "awr_loss", "p3o_loss"),
 }
 NAMES = tuple(name for names in LESSONS.values() for name in names)
 
