@@ -238,6 +238,13 @@ def kl_rewarded(scores, kl, mask, kl_coef):
     return rewards
 
 
+@wrong("shape_rewards", "paid in every row")
+def whole_columns(scores, kl, mask, kl_coef):
+    rewards = (-kl_coef * kl).masked_fill(~mask, 0)
+    rewards[:, mask.sum(1) - 1] += scores[:, None]
+    return rewards
+
+
 @wrong("shape_rewards", "on padding too")
 def unmasked(scores, kl, mask, kl_coef):
     rewards = -kl_coef * kl
@@ -409,6 +416,16 @@ def from_the_start(rewards, values, gamma, lam):
     advantages, advantage = [], 0.0
     for delta in deltas:
         advantage = delta + gamma * lam * advantage
+        advantages.append(advantage)
+    return advantages
+
+
+@wrong("gae", "last to first")
+def appended(rewards, values, gamma, lam):
+    advantages, advantage, next_value = [], 0.0, 0.0
+    for r, v in zip(rewards.flip(0), values.flip(0), strict=True):
+        advantage = r + gamma * next_value - v + gamma * lam * advantage
+        next_value = v
         advantages.append(advantage)
     return advantages
 

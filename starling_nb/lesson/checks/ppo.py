@@ -122,6 +122,13 @@ def paid(where: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
     )
 
 
+def everywhere(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
+    """The rewards when `rewards[:, last] += scores[:, None]` is written: whole columns."""
+    rewards = priced(kl, mask, kl_coef)
+    rewards[:, mask.sum(1) - 1] += scores[:, None]
+    return rewards
+
+
 shape_rewards = Exercise(
     name="shape_rewards",
     expects="scores (B,), kl (B, R), mask (B, R) bool, true on actions, kl_coef -> rewards (B, R): "
@@ -150,6 +157,8 @@ shape_rewards = Exercise(
         "all scores stand where the first row ends: each row ends at a place of its own": (
             paid(lambda mask: ends(mask)[0])
         ),
+        "each score is paid in every row: index rows and places together, "
+        "rewards[torch.arange(B), last]": everywhere,
         "a row without padding gets no score: its last action is at its last place": (
             paid(lambda mask: ends(mask) * ~mask[:, -1:])
         ),
@@ -263,6 +272,9 @@ gae = Exercise(
         ),
         "the sum runs forwards: an action is credited with what follows it, so begin at the end": (
             lambda r, v, g, lam: from_the_end(errors(r, v, g).flip(0), g * lam).flip(0)
+        ),
+        "the advantages stand last to first, as they were found: turn them round": (
+            lambda r, v, g, lam: advantages(r, v, g, lam).flip(0)
         ),
         "the advantages are whitened: that is done later, over the whole batch": (
             lambda r, v, g, lam: whitened(advantages(r, v, g, lam))
