@@ -25,7 +25,7 @@ lab: $(INSTALLED)  ## open the lessons in JupyterLab
 notebooks: $(INSTALLED)  ## re-execute the lessons and write their committed outputs
 	$(BIN)/python -m starling_nb.lesson.notebooks write
 
-studies: $(INSTALLED)  ## measure all studies again, about ten minutes each
+studies: $(INSTALLED)  ## measure all studies again, minutes to three quarters of an hour each
 	$(BIN)/python -m starling_nb.lesson.studies
 
 bench: $(INSTALLED)  ## measured ratios, printed
