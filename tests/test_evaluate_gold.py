@@ -19,6 +19,7 @@ from starling_nb.evaluate.gold import (
     best_of,
     by_family,
     by_habit,
+    cooling,
     paired_difference,
     sampling_entropy,
     score_answers,
@@ -230,3 +231,13 @@ def test_cooling_lowers_entropy(world, tokenizer):
         sampling_entropy(policy, tokenizer, world.test[:6], temperature=t) for t in (1.0, 0.5)
     )
     assert 0 < cold < hot - 0.3 < math.log(len(tokenizer))
+
+
+def test_cooling_finds_the_temperature_that_has_an_entropy(world, tokenizer):
+    policy, prompts = tiny_policy(tokenizer, 40.0), world.test[:6]
+    temperature_with = cooling(policy, tokenizer, prompts)
+    entropies = {t: sampling_entropy(policy, tokenizer, prompts, temperature=t) for t in (0.5, 0.6)}
+    for temperature, entropy in entropies.items():
+        assert temperature_with(entropy) == pytest.approx(temperature)
+    assert 0.5 < temperature_with(sum(entropies.values()) / 2) < 0.6
+    assert temperature_with(math.log(len(tokenizer)) + 1) == 1  # never warmer than 1

@@ -30,6 +30,7 @@ from starling_nb.reward.model import (
     score_sharing,
     score_with_truncation,
     share_prefixes,
+    shuffled,
 )
 from starling_nb.reward.packing import pack_list, score_lists
 from starling_nb.reward.templates import encode_conversation
@@ -451,3 +452,17 @@ def test_a_policy_and_a_reward_model_with_other_words_work_together(tokenizer):
     assert len(seen) == 8
     rewards = reward_function(model, llama_tokenizer())(seen)
     assert len(rewards.unique()) == len({talk[-1]["content"].strip() for talk in seen}) > 1
+
+
+def test_a_shuffled_reward_gives_the_same_numbers_to_other_answers():
+    def position(conversations):
+        return torch.tensor([float(c[-1]["content"]) for c in conversations])
+
+    batch = [[{"role": "assistant", "content": str(i)}] for i in range(64)]
+    dealt = [shuffled(position, seed)(batch) for seed in (0, 0, 1)]
+    assert torch.equal(dealt[0].sort().values, position(batch))
+    assert torch.equal(dealt[0], dealt[1])
+    assert not torch.equal(dealt[0], dealt[2])
+    assert (dealt[0] == position(batch)).sum() < 8  # 1 is expected; 8 or more once in 100,000
+    twice = shuffled(position, 0)
+    assert not torch.equal(twice(batch), twice(batch))  # each batch is dealt anew
