@@ -532,6 +532,20 @@ def product_clipped(logprobs, old_logprobs, advantages, mask, clip):
     return -torch.min(gain, torch.clamp(gain, 1 - clip, 1 + clip))[mask].mean()
 
 
+@wrong("ppo_loss", "logarithm of the ratio is clipped")
+def clipped_logarithm(logprobs, old_logprobs, advantages, mask, clip):
+    log_ratio = logprobs - old_logprobs
+    ratio, clipped = log_ratio.exp(), log_ratio.clamp(-clip, clip).exp()
+    return torch.maximum(-advantages * ratio, -advantages * clipped)[mask].mean()
+
+
+@wrong("ppo_loss", "one ratio for a whole answer")
+def sequence_ratio(logprobs, old_logprobs, advantages, mask, clip):
+    ratio = ((logprobs * mask).sum(1) - (old_logprobs * mask).sum(1)).exp()[:, None]
+    clipped = torch.clamp(ratio, 1 - clip, 1 + clip)
+    return -torch.minimum(ratio * advantages, clipped * advantages)[mask].mean()
+
+
 @wrong("ppo_loss", "are whitened once more")
 def whitening(logprobs, old_logprobs, advantages, mask, clip):
     A = advantages[mask]

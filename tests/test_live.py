@@ -36,7 +36,7 @@ def follow(plot, count):
 
 
 def test_the_figure_is_redrawn_in_its_place(shown):
-    plot = LivePlot(PANELS, every=3)
+    plot = LivePlot(PANELS)
     follow(plot, 7)
     plot.draw()
     assert [how for how, _ in shown] == ["new", "update", "update"]
@@ -53,8 +53,8 @@ def test_where_nobody_looks_it_is_drawn_once(shown, monkeypatch, where):
         monkeypatch.setenv("STARLING_BATCH", "1")
     else:
         monkeypatch.setattr(live, "running_in_kernel", lambda: False)
-    plot = LivePlot(PANELS, every=1)
-    follow(plot, 5)
+    plot = LivePlot(PANELS)
+    follow(plot, 7)
     assert shown == []
     plot.draw()
     assert [how for how, _ in shown] == ["new"]

@@ -10,6 +10,7 @@ from IPython.display import DisplayHandle, display
 from starling_nb.device import running_in_kernel
 
 COLUMNS = 3
+EVERY = 3  # records from one drawing to the next
 
 
 class LivePlot:
@@ -19,15 +20,15 @@ class LivePlot:
     after every few records; batch runs, where nobody looks, have `draw` called at the end alone.
     """
 
-    def __init__(self, panels: Mapping[str, str], every: int = 3):
-        self.panels, self.every = panels, every
+    def __init__(self, panels: Mapping[str, str]):
+        self.panels = panels
         self.records: list[dict[str, float]] = []
         self.handle: DisplayHandle | None = None
 
     def __call__(self, record: dict[str, float]) -> None:
         self.records.append(record)
         watched = running_in_kernel() and not os.environ.get("STARLING_BATCH")
-        if watched and len(self.records) % self.every == 0:
+        if watched and len(self.records) % EVERY == 0:
             self.draw()
 
     def draw(self) -> None:

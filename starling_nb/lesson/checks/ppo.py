@@ -308,6 +308,14 @@ def each(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float
     return pessimistic((logprobs - old_logprobs).exp(), advantages, clip)
 
 
+def by_answers(
+    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float
+) -> Tensor:
+    """PPO's loss with the ratio of the whole answer, the product of its actions' ratios."""
+    ratio = ((logprobs - old_logprobs) * mask).sum(1, keepdim=True).exp()
+    return pessimistic(ratio, advantages, clip)[mask].mean()
+
+
 ppo_loss = Exercise(
     name="ppo_loss",
     expects="logprobs, old_logprobs, advantages (B, R), mask (B, R) bool, true on actions, clip -> "
@@ -366,6 +374,14 @@ ppo_loss = Exercise(
                 )
             )
         ),
+        "the logarithm of the ratio is clipped: clip the ratio itself, to 1 ± clip": (
+            mean_over_actions(
+                lambda ratio, a, clip: torch.maximum(
+                    -a * ratio, -a * ratio.log().clamp(-clip, clip).exp()
+                )
+            )
+        ),
+        "one ratio for a whole answer: every action has a ratio of its own": by_answers,
         "the advantages are whitened once more: that is done before, over the whole batch": (
             mean_over_actions(lambda ratio, a, clip: pessimistic(ratio, whitened(a), clip))
         ),
