@@ -5,13 +5,19 @@ The SFT policy and the reward model of the course (built in the store named as t
 write it: `generate` until the last row ends, then one forward pass each for old log-probabilities,
 reference and values, all rows padded to the widest, logits at every position. After checking that
 both give the same log-probabilities, loss and gradient, it prints the seconds of each part, its
-arithmetic rate as a share of that of a matrix product, and the naive way's seconds over ours.
+arithmetic rate as a share of that of a matrix product, and the naive way's seconds over ours;
+then, where TRL is installed, those of an iteration of its RLOO. What an iteration costs by batch
+and by length of the answers is the study `iteration_cost`.
 """
 
 import random
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
+from importlib.util import find_spec
+from itertools import pairwise
 from statistics import median
 
 import torch
@@ -97,6 +103,52 @@ def matmul_rate() -> float:
     return 2 * 1024**3 / seconds(lambda: [a @ a for _ in range(20)]) * 20
 
 
+def rloo_seconds(policy, tokenizer, reward_fn, conversations) -> float:
+    """Median seconds of an iteration of TRL's RLOO of the same sizes: no critic, no GAE."""
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from trl import RLOOConfig, RLOOTrainer
+
+    steps, ticks = EPOCHS * BATCH // MINIBATCH, []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step % steps == 0:
+                ticks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = RLOOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=MINIBATCH,
+            steps_per_generation=BATCH // MINIBATCH,
+            num_iterations=EPOCHS,
+            max_steps=(REPEATS + 2) * steps,  # the first warms up, the last is not finished
+            num_generations=2,
+            max_completion_length=LONGEST,
+            beta=0.2,
+            learning_rate=0.0,  # answers stay as long as they are
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        )
+        trainer = RLOOTrainer(
+            model=deepcopy(policy),
+            args=config,
+            processing_class=tokenizer,
+            reward_funcs=lambda prompts, completions, **_: reward_fn(
+                [p + c for p, c in zip(prompts, completions, strict=True)]
+            ).tolist(),
+            train_dataset=Dataset.from_dict({"prompt": conversations}),
+            callbacks=[Clock()],
+        )
+        trainer.train()
+    return median(b - a for a, b in pairwise(ticks[1:]))
+
+
 def main() -> None:
     course = Store(sys.argv[1] if len(sys.argv) > 1 else "store", "cpu", 0)
     policy, tokenizer = course.get("sft")
@@ -107,9 +159,9 @@ def main() -> None:
     seeds = row_seeds(BATCH, torch.Generator().manual_seed(0))
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
 
-    def sample(every: int, longest: int = LONGEST) -> Rollout:
+    def sample(every: int) -> Rollout:
         module.DROP_EVERY = every
-        return rollout(policy, prompts, seeds=seeds, max_new_tokens=longest, **ids)
+        return rollout(policy, prompts, seeds=seeds, max_new_tokens=LONGEST, **ids)
 
     dropping = module.DROP_EVERY
     batch = sample(dropping)
@@ -183,14 +235,9 @@ def main() -> None:
     full = seconds(lambda: update(policy, batch, advantages, padded_but_few_logits))
     ratio = times["update"][1] / full
     print(f"seconds of a padded update with all logits, over those of actions only: {ratio:.2f}")
-    print("seconds of a rollout by longest answer, of 128 rows and of 32 with the same limit:")
-    for longest in (12, 24, 48, 96):
-        few = seconds(
-            lambda n=longest: rollout(
-                policy, prompts[:32], seeds=seeds[:32], max_new_tokens=n, **ids
-            )
-        )
-        print(f"  {longest:3d}  {seconds(lambda n=longest: sample(dropping, n)):.2f}  {few:.2f}")
+    if find_spec("trl"):
+        theirs = rloo_seconds(policy, tokenizer, reward_fn, conversations)
+        print(f"{theirs:6.2f} s, {theirs / mine:.2f} times ours: an iteration of TRL's RLOO")
 
 
 def padded_but_few_logits(policy, batch: Rollout) -> Tensor:
