@@ -104,15 +104,17 @@ def test_planted_rank_is_found_by_the_edge_only(shape):
 
 
 @settings(deadline=None, max_examples=20)
-@given(scale=st.floats(1e-3, 1e3), method=st.sampled_from(["laserrmt", "median"]))
+@given(scale=st.floats(1e-3, 1e3), method=st.sampled_from(["laserrmt", "median", "gavish_donoho"]))
 def test_edge_scales_with_the_weight_and_snr_does_not(scale, method):
     values = singular_values(noise((24, 40)) + GOLDEN.repeat(8, 10))
     edge = noise_edge(values, (24, 40), method)
     assert noise_edge(scale * values, (24, 40), method) == pytest.approx(scale * edge)
     assert noise_edge(values, (40, 24), method) == pytest.approx(edge)
     assert snr(scale * values, scale * edge) == pytest.approx(snr(values, edge))
-    with pytest.raises(ValueError, match="expected laserrmt or median, found 'iqr'"):
+    with pytest.raises(ValueError, match="expected one of laserrmt, median"):
         noise_edge(values, (24, 40), "iqr")
+    with pytest.raises(ValueError, match="entry_spread: expected"):
+        noise_edge(values, (24, 40), "entry_mad")
 
 
 def test_snr_is_infinite_without_noise():
