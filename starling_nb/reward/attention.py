@@ -9,6 +9,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from starling_nb.reward.packing import block_mask
 from starling_nb.training import fill_batches
 
 SHARED_PREFIX = "shared_prefix"  # its name in transformers
@@ -23,6 +24,35 @@ def attend_by_sequence(trunk: PreTrainedModel) -> None:
     """
     if trunk.config.model_type in KINDS:
         trunk.set_attn_implementation(SHARED_PREFIX)
+
+
+def packable(trunk: PreTrainedModel, longest: int) -> bool:
+    """Whether a trunk reads sequences of up to `longest` tokens in packed rows as it does alone.
+
+    It must attend by sdpa or by this, take its positions from `position_ids` (rotary or learned),
+    and let every token see all before it: no recurrent layers, no window shorter than a sequence.
+    """
+    config = trunk.config
+    window = getattr(config, "sliding_window", None) or longest
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    return (
+        config._attn_implementation in (SHARED_PREFIX, "sdpa")
+        and (hasattr(trunk, "rotary_emb") or hasattr(trunk, "wpe"))
+        and window >= longest
+        and layers <= {"full_attention", "sliding_attention"}
+    )
+
+
+def packed_attention(trunk: PreTrainedModel, segments: Tensor) -> dict[str, Any]:
+    """What a trunk that is `packable` is given for packed rows (B, T) in the place of a mask."""
+    if trunk.config._attn_implementation != SHARED_PREFIX:
+        return {"attention_mask": block_mask(segments)}
+    groups, found = sequence_places(segments.cpu())
+    return {
+        "groups": [places.to(segments.device) for places in groups],
+        "found": found.to(segments.device),
+        "attention_mask": segments.new_ones(1, 1, 1, 1),  # not read; else one is made
+    }
 
 
 def sequence_places(segments: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -7,6 +7,7 @@ of those of a whole iteration of 128 answers of 24 tokens, measured in the same 
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -64,6 +65,9 @@ def parts(course: Store, conversations: list[Conversation], length: int) -> dict
         keep_states=True,
     )
     batch = sample()
+    ended = batch.response_ids == tokenizer.eos_token_id  # a text would be cut there
+    word = tokenizer.encode(" the", add_special_tokens=False)[-1]
+    batch = replace(batch, response_ids=batch.response_ids.masked_fill(ended, word))
     inputs = (batch.prompt_ids, batch.prompt_mask, batch.response_ids, batch.action_mask)
     answered = append_answers(tokenizer, conversations, batch)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0)
