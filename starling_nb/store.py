@@ -41,7 +41,7 @@ STAGE_MODULES = (
     "starling_nb.policy.sft",
     "starling_nb.reward.train",
     "starling_nb.policy.rl",
-    "starling_nb.laser.reduce",
+    "starling_nb.laser.search",
 )
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers")

@@ -1,19 +1,14 @@
-"""LASER: replace a weight matrix by its best approximation of low rank, and search for which."""
+"""LASER's intervention: a weight matrix replaced by its best approximation of low rank."""
 
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from starling_nb.device import progress
-from starling_nb.policy.base import load_policy, save_policy
-from starling_nb.policy.rollout import respond
-from starling_nb.store import Context, stage, write_json
+Approximate = Callable[[Tensor, int], Tensor]  # weight (n, m), rank -> (n, m)
 
 
 def matrices(policy: PreTrainedModel) -> dict[str, nn.Parameter]:
@@ -41,21 +36,100 @@ def rank_of(rho: float, shape: tuple[int, ...]) -> int:
 def low_rank(weight: Tensor, rank: int) -> Tensor:
     """Return the (n, m) matrix of that rank nearest to weight (n, m), in weight's dtype.
 
-    Exact: the first `rank` terms of the float64 singular value decomposition. The squared distance
-    is the sum of the squares of the singular values left out. Source: Eckart and Young 1936.
+    The product of its `factors`, in float64: the squared distance is the sum of the squares of the
+    singular values left out. Source: Eckart and Young 1936.
     """
-    u, s, vh = torch.linalg.svd(weight.detach().double(), full_matrices=False)
-    return ((u[:, :rank] * s[:rank]) @ vh[:rank]).to(weight.dtype)
+    left, right = factors(weight, rank)
+    return (left @ right).to(weight.dtype)
+
+
+def factors(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Return (n, rank) and (rank, m), float64, whose product is the nearest matrix of that rank.
+
+    They are W projected on its leading singular vectors of the smaller side, which are eigenvectors
+    of the Gram matrix there. Raises ValueError unless weight is a matrix of finite floating-point
+    numbers and 1 <= rank <= min(n, m).
+    """
+    check_rank(weight, rank)
+    return project(weight.detach().double(), singular_vectors(weight)[:, :rank])
+
+
+def random_components(weight: Tensor, rank: int, generator: torch.Generator) -> Tensor:
+    """Return weight (n, m) with `rank` of its components, drawn at random: the control of LASER.
+
+    Raises ValueError as `factors` does.
+    """
+    check_rank(weight, rank)
+    drawn = torch.randperm(min(weight.shape), generator=generator)[:rank].to(weight.device)
+    left, right = project(weight.detach().double(), singular_vectors(weight)[:, drawn])
+    return (left @ right).to(weight.dtype)
+
+
+def sketched_low_rank(
+    weight: Tensor, rank: int, seed: int, oversampling: int = 10, iterations: int = 2
+) -> Tensor:
+    """Return nearly the nearest matrix of that rank, for a fraction of the work, in weight's dtype.
+
+    The span of W times rank + oversampling random vectors, sharpened by `iterations` products with
+    W Wᵀ, stands for that of the leading singular vectors. Exact where rank + oversampling reaches
+    min(n, m). The published code has neither oversampling nor a seed.
+    Source: Halko, Martinsson and Tropp 2011 (arXiv 0909.4061), algorithms 4.4 and 5.1. Naive twin:
+    `low_rank`. Raises ValueError as `factors` does.
+    """
+    check_rank(weight, rank)
+    wide = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+    size = min(rank + oversampling, *wide.shape)
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(wide.shape[1], size, generator=generator, dtype=wide.dtype).to(wide.device)
+    basis = torch.linalg.qr(wide @ drawn)[0]  # (n, size)
+    for _ in range(iterations):
+        basis = torch.linalg.qr(wide @ torch.linalg.qr(wide.T @ basis)[0])[0]
+    rotation = torch.linalg.svd(basis.T @ wide, full_matrices=False)[0][:, :rank]
+    left = basis @ rotation  # (n, rank)
+    return (left @ (left.T @ wide)).to(weight.dtype)
+
+
+def singular_vectors(weight: Tensor) -> Tensor:
+    """The singular vectors of the smaller side, as columns (d, d), d = min(n, m), largest first."""
+    wide = weight.detach().double()
+    gram = wide @ wide.T if wide.shape[0] <= wide.shape[1] else wide.T @ wide
+    return torch.linalg.eigh(gram)[1].flip(1)
+
+
+def project(weight: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors of W projected on orthonormal columns (d, r) of its smaller side."""
+    if weight.shape[0] <= weight.shape[1]:
+        return vectors, vectors.T @ weight
+    return weight @ vectors, vectors.T
+
+
+def check_rank(weight: Tensor, rank: int) -> None:
+    """Raise ValueError unless weight is a matrix that has an approximation of that rank."""
+    if weight.ndim != 2 or not weight.is_floating_point():
+        raise ValueError(
+            "weight: expected a matrix of floating-point numbers, found "
+            f"{weight.dtype} of shape {tuple(weight.shape)}"
+        )
+    if weight.is_meta or not weight.isfinite().all():
+        raise ValueError("weight: expected finite numbers, found NaN, infinity or no data (meta)")
+    if not 1 <= rank <= min(weight.shape):
+        raise ValueError(f"rank: expected 1 to {min(weight.shape)}, found {rank}")
 
 
 @contextmanager
-def reduced(policy: PreTrainedModel, ranks: Mapping[str, int]) -> Iterator[PreTrainedModel]:
+def reduced(
+    policy: PreTrainedModel,
+    ranks: Mapping[str, int],
+    *,
+    approximate: Approximate = low_rank,
+) -> Iterator[PreTrainedModel]:
     """Give the policy with the named matrices at the given ranks; restore them after, bit for bit.
 
-    Raises KeyError for a name that is not in `matrices`, before anything is changed.
+    Raises KeyError for a name that is not in `matrices`, and ValueError as `factors` does, before
+    anything is changed.
     """
     weights = matrices(policy)
-    approximations = {name: low_rank(weights[name], rank) for name, rank in ranks.items()}
+    approximations = {name: approximate(weights[name], rank) for name, rank in ranks.items()}
     originals = {name: weights[name].detach().clone() for name in ranks}
     try:
         assign(weights, approximations)
@@ -71,68 +145,38 @@ def assign(weights: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) ->
         weights[name].copy_(value)
 
 
-def search(
-    policy: PreTrainedModel,
-    names: Sequence[str],
-    rhos: Sequence[float],
-    criterion: Callable[[PreTrainedModel], float],
-) -> list[dict]:
-    """Judge the policy with each matrix alone reduced to each fraction of its full rank.
+@contextmanager
+def factored(policy: PreTrainedModel, ranks: Mapping[str, int]) -> Iterator[PreTrainedModel]:
+    """Give the policy with `reduced` matrices kept as two thin ones, where those are smaller.
 
-    Returns dicts of name, rho, rank, score (what criterion gives, larger is better) and gain over
-    the baseline. The baseline, the policy as it is, comes first with name None and gain 0; then
-    the candidates, best first. The best of many gains is inflated by the choice: report it on data
-    the criterion has not seen. Source: Sharma et al. 2023 (arXiv 2312.13558).
+    An (n, m) weight becomes layers of (rank, m) and (n, rank), r (n + m) numbers for n m; where
+    that is not fewer, it is reduced as it stands. The layers are put back after.
+    Raises as `reduced` does.
     """
     weights = matrices(policy)
-    baseline = criterion(policy)
-    candidates = []
-    for name, rho in progress([(name, rho) for name in names for rho in rhos], desc="LASER search"):
-        rank = rank_of(rho, weights[name].shape)
-        with reduced(policy, {name: rank}):
-            score = criterion(policy)
-        candidates.append(
-            {"name": name, "rho": rho, "rank": rank, "score": score, "gain": score - baseline}
-        )
-    first = {"name": None, "rho": 1.0, "rank": None, "score": baseline, "gain": 0.0}
-    return [first, *sorted(candidates, key=lambda found: -found["score"])]
+    thin = {n: r for n, r in ranks.items() if r * sum(weights[n].shape) < weights[n].numel()}
+    layers = {name: policy.get_submodule(name.removesuffix(".weight")) for name in thin}
+    pairs = {name: thin_layers(cast(nn.Linear, layers[name]), rank) for name, rank in thin.items()}
+    with reduced(policy, {n: r for n, r in ranks.items() if n not in thin}):
+        try:
+            for name, pair in pairs.items():
+                policy.set_submodule(name.removesuffix(".weight"), pair)
+            yield policy
+        finally:
+            for name, layer in layers.items():
+                policy.set_submodule(name.removesuffix(".weight"), layer)
 
 
-@dataclass(frozen=True)
-class LaserConfig:
-    """What the LASER stage searches; the defaults are the cpu profile's."""
-
-    layers: int = 2  # the last so many
-    rhos: tuple[float, ...] = (0.5, 0.1)
-    prompts: int = 160  # training prompts that the criterion is measured on
-
-
-def save_laser(built, folder: Path) -> None:
-    """Write policy, tokenizer and search.json into a folder; `load_policy` reads the first two."""
-    policy, tokenizer, found = built
-    save_policy((policy, tokenizer), folder)
-    write_json(folder / "search.json", found)
-
-
-@stage("laser", needs=("apa", "world"), config=LaserConfig, save=save_laser, load=load_policy)
-def build_laser(config: LaserConfig, ctx: Context, apa, world):
-    """Keep the one reduction that most raises the gold reward of greedy answers, if any does."""
-    policy, tokenizer = apa
-    policy.to(ctx.device.device)
-    drawn = world.sample(config.prompts, random.Random(ctx.seed))
-    conversations = [prompt.conversation for prompt in drawn]
-
-    def greedy_gold(policy: PreTrainedModel) -> float:
-        with ctx.device.autocast():
-            answered = respond(policy, tokenizer, conversations, temperature=0.0)
-        return world.gold_reward(answered).mean().item()
-
-    last = policy.get_decoder().layers[-config.layers :]
-    chosen = {id(p) for p in last.parameters()}
-    names = [name for name, p in matrices(policy).items() if id(p) in chosen]
-    found = search(policy, names, config.rhos, greedy_gold)
-    best = found[1]
-    if best["gain"] > 0:
-        weight = matrices(policy)[best["name"]]
-        assign({"best": weight}, {"best": low_rank(weight, best["rank"])})
-    return policy, tokenizer, found
+def thin_layers(layer: nn.Linear, rank: int) -> nn.Sequential:
+    """A linear layer as two of the given rank, its bias with the second."""
+    weight = layer.weight
+    left, right = factors(weight, rank)
+    options = {"device": weight.device, "dtype": weight.dtype}
+    first = nn.Linear(weight.shape[1], rank, bias=False, **options)
+    second = nn.Linear(rank, weight.shape[0], bias=layer.bias is not None, **options)
+    with torch.no_grad():
+        first.weight.copy_(right)
+        second.weight.copy_(left)
+        if layer.bias is not None:
+            second.bias.copy_(layer.bias)
+    return nn.Sequential(first, second)
