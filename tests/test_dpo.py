@@ -10,9 +10,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_lists import AWKWARD, DOUBLE, STEPS, colour_tokenizer, mistral, ragged, ranked_row, tensor
-from transformers import GPT2Config, GPT2LMHeadModel, MambaConfig, MambaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MambaConfig,
+    MambaForCausalLM,
+)
 
+from starling_nb.device import Device
 from starling_nb.laser.freeze import unfreeze_last
+from starling_nb.policy import dpo
 from starling_nb.policy.dpo import (
     attending_by_sequence,
     dpo_loss,
@@ -23,6 +32,7 @@ from starling_nb.policy.dpo import (
     score_packed,
     train_dpo,
 )
+from starling_nb.reward.attention import packable
 from starling_nb.reward.kwise import BREAKINGS
 from starling_nb.reward.packing import collate, encode_rows
 
@@ -122,9 +132,32 @@ def test_ipo_rests_at_its_margin_and_dpo_nowhere():
         ratios = tensor([far, 0.0]).requires_grad_()
         dpo_loss(ratios).backward()
         assert ratios.grad[0, 0] < -1e-4
-    for bad, mask in ((tensor(STEPS), None), (tensor([1.0, 0.0]), tensor([1, 0]) > 0)):
-        with pytest.raises(ValueError, match="expected pairs"):
+
+
+def test_half_precisions_are_taken_to_float32_first():
+    ratios = torch.tensor([[300.0, -4.03]])
+    for dtype in (torch.bfloat16, torch.float16):
+        for loss in LOSSES.values():
+            expected = loss(ratios.to(dtype).float())
+            assert expected.dtype == loss(ratios.to(dtype)).dtype == torch.float32
+            torch.testing.assert_close(loss(ratios.to(dtype)), expected, rtol=0, atol=0)
+
+
+def test_what_has_no_loss_is_refused():
+    for bad, mask, found in (
+        (tensor(STEPS), None, r"found \(1, 7\)$"),
+        (tensor([1.0, 0.0]), tensor([1, 0]) > 0, r"found \(1, 2\), 1 of them masked out"),
+    ):
+        with pytest.raises(ValueError, match=f"expected pairs .*{found}"):
             ipo_loss(bad, mask)
+    for name, loss in LOSSES.items():
+        for beta in (0.0, -1.0, math.nan):
+            with pytest.raises(ValueError, match="beta: expected above 0"):
+                loss(tensor([1.0, 0.0]), beta=beta)
+        assert loss(tensor([1.0, 0.0]), beta=0.1).isfinite(), name
+    for smoothing in (-0.1, 0.5, 1.7):
+        with pytest.raises(ValueError, match="smoothing: expected a share"):
+            dpo_loss(tensor([1.0, 0.0]), smoothing=smoothing)
 
 
 # Log-probabilities of packed lists.
@@ -153,7 +186,11 @@ def gpt2(vocabulary):
 
 @pytest.mark.parametrize("by_sequence", [True, False])
 @pytest.mark.parametrize("kind", [mistral, gpt2])
-def test_packed_lists_have_the_log_probabilities_of_answers_alone(tokenizer, kind, by_sequence):
+@pytest.mark.parametrize("at_a_time", [7, 1024])
+def test_packed_lists_have_the_log_probabilities_of_answers_alone(
+    tokenizer, kind, by_sequence, at_a_time, monkeypatch
+):
+    monkeypatch.setattr(dpo, "HEAD_TOKENS", at_a_time)
     policy = kind(len(tokenizer)).double().eval()
     rows = [
         ranked_row("What?", AWKWARD),
@@ -215,7 +252,7 @@ def test_a_policy_learns_an_order(tokenizer, policy, loss):
         validation_rows=held_out,
     )
     before, after = history[1], history[-1]
-    assert (before["best"], before["worst"], before["accuracy"]) == pytest.approx((0, 0, 0.5))
+    assert (before["best"], before["worst"], before["accuracy"]) == (0, 0, 0.5)
     assert after["accuracy"] > 0.95
     lists, _ = encode_rows(held_out, tokenizer)
     expected = list_metrics(score_packed(policy, lists), score_packed(reference, lists))
@@ -279,7 +316,10 @@ def test_the_likelihood_term_is_that_of_the_best_answer_per_token(tokenizer):
     """With a loss of nothing, the loss and gradient of -log pi(best) / tokens alone."""
     rows = rows_of(3)
     policy, twin = mistral(len(tokenizer)), mistral(len(tokenizer))
-    nothing = partial(dpo_loss, beta=0.0)
+
+    def nothing(ratios, mask):
+        return 0 * ratios.sum(1) + 2.0
+
     history = train_dpo(policy, rows, tokenizer=tokenizer, loss=nothing, nll_weight=0.5)
 
     lists, _ = encode_rows(rows, tokenizer)
@@ -290,7 +330,7 @@ def test_the_likelihood_term_is_that_of_the_best_answer_per_token(tokenizer):
     expected = 0.5 * torch.stack(nll).mean()
     expected.backward()
     norm = torch.stack([p.grad.norm() for p in twin.parameters()]).norm()
-    assert history[1]["loss"] == pytest.approx(3 * math.log(2) + expected.item(), rel=1e-5)
+    assert history[1]["loss"] == pytest.approx(2 + expected.item(), rel=1e-5)
     assert history[1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
@@ -328,6 +368,61 @@ def test_the_same_seed_gives_the_same_policy(tokenizer):
     assert not all(a.equal(b) for a, b in zip(first, other, strict=True))
 
 
+@pytest.mark.parametrize("own_reference", [True, False])
+def test_a_stopped_run_goes_on_with_its_reference(tokenizer, tmp_path, own_reference):
+    """Stopped at step 12 and started again, also with the policy that has moved by then."""
+    reference = None if own_reference else mistral(len(tokenizer))
+    options = {"tokenizer": tokenizer, "reference": reference, "batch_size": 2, "epochs": 2}
+    whole = mistral(len(tokenizer))
+    train_dpo(whole, rows_of(20), **options)
+
+    policy, seen = mistral(len(tokenizer)), []
+
+    def stopping(ratios, mask):
+        seen.append(ratios)
+        if len(seen) == 12:
+            raise KeyboardInterrupt
+        return kwise_dpo_loss(ratios, mask)
+
+    folder = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        train_dpo(policy, rows_of(20), loss=stopping, folder=folder, **options)
+    assert (folder / "reference.safetensors").exists()
+    with pytest.raises(ValueError, match=r"reference.safetensors: expected .* found those of oth"):
+        train_dpo(policy, rows_of(20, seed=1), folder=folder, **options)
+    train_dpo(policy, rows_of(20), loss=stopping, folder=folder, **options)
+    assert 12 < len(seen) < 32  # it did not begin again
+    assert all(a.equal(b) for a, b in zip(weights(policy), weights(whole), strict=True))
+    assert [*folder.iterdir()] == []
+
+
+def test_a_device_sets_the_precision_of_reference_and_training(tokenizer):
+    device = Device(torch.device("cpu"), torch.bfloat16, "sdpa", 1, {})
+    found = []
+    for each in (None, device):
+        policy, seen = mistral(len(tokenizer)), []
+
+        def loss(ratios, mask, seen=seen):
+            seen.append(ratios.detach())
+            return kwise_dpo_loss(ratios, mask)
+
+        train_dpo(policy, rows_of(4), tokenizer=tokenizer, loss=loss, device=each, batch_size=4)
+        lists, _ = encode_rows(rows_of(4), tokenizer)
+        found.append((seen[0], score_packed(mistral(len(tokenizer)), lists, each)))
+        assert next(policy.parameters()).dtype == torch.float32
+    (single, exact), (half, rounded) = found
+    assert single.abs().max() < 1e-4
+    assert half.abs().max() < 0.5  # the same rounding in both, up to batching
+    difference = torch.stack(exact) - torch.stack(rounded)
+    assert 1e-3 < difference.abs().max() < 3  # of answers of 60 nats
+
+
+def test_dropout_is_off_where_the_reference_is_measured(tokenizer):
+    policy = gpt2(len(tokenizer)).train()
+    lists, _ = encode_rows(rows_of(2), tokenizer)
+    assert torch.stack(score_packed(policy, lists)).equal(torch.stack(score_packed(policy, lists)))
+
+
 def test_bad_input_leaves_the_policy_as_it_was(tokenizer, policy):
     before = weights(policy)
     for rows, message in (
@@ -340,17 +435,40 @@ def test_bad_input_leaves_the_policy_as_it_was(tokenizer, policy):
         train_dpo(
             policy, rows_of(1), tokenizer=tokenizer, validation_rows=[ranked_row("A?", ["B."])]
         )
-    policy.config.sliding_window = 8
-    with pytest.raises(ValueError, match=r"MistralForCausalLM cannot have packed rows of \d+ tok"):
+    for name, value in (("sliding_window", 8), ("max_position_embeddings", 20)):
+        kept = getattr(policy.config, name)
+        setattr(policy.config, name, value)
+        with pytest.raises(ValueError, match=r"MistralForCausalLM cannot have packed rows of \d+"):
+            train_dpo(policy, rows_of(2), tokenizer=tokenizer)
+        setattr(policy.config, name, kept)
+    policy.config.logit_scale = 0.1
+    with pytest.raises(ValueError, match=r"plain logits, found logit_scale 0.1"):
         train_dpo(policy, rows_of(2), tokenizer=tokenizer)
-    policy.config.sliding_window = None
-    policy.set_attn_implementation("eager")
-    with pytest.raises(ValueError, match="cannot have packed rows"):
-        train_dpo(policy, rows_of(2), tokenizer=tokenizer)
+    policy.config.logit_scale = None
+    eager = mistral(len(tokenizer))
+    eager.set_attn_implementation("eager")
+    for tuned, reference in ((eager, None), (policy, eager)):
+        with pytest.raises(ValueError, match="MistralForCausalLM cannot have packed rows"):
+            train_dpo(tuned, rows_of(2), tokenizer=tokenizer, reference=reference)
     mamba = MambaForCausalLM(MambaConfig(vocab_size=300, hidden_size=16, num_hidden_layers=1))
     with pytest.raises(ValueError, match="MambaForCausalLM cannot have packed rows"):
         train_dpo(mamba, rows_of(2), tokenizer=tokenizer)
     assert all(a.equal(b) for a, b in zip(weights(policy), before, strict=True))
+
+
+def test_packable_is_what_sees_all_before_it_from_positions_given(tokenizer):
+    trunk = mistral(len(tokenizer)).model
+    assert packable(trunk, 512)
+    assert not packable(trunk, 513)  # its context
+    trunk.config.sliding_window = 40
+    assert packable(trunk, 40)
+    assert not packable(trunk, 41)
+    trunk.config.layer_types = ["full_attention", "linear_attention"]
+    assert not packable(trunk, 20)
+    bloom = BloomModel(BloomConfig(vocab_size=300, hidden_size=16, n_layer=1, n_head=2))
+    bloom.config.max_position_embeddings = 100
+    bloom.config._attn_implementation = "sdpa"
+    assert not packable(bloom, 20)  # positions of another kind
 
 
 def test_list_metrics_by_hand():

@@ -5,11 +5,21 @@ import math
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+)
 
 from starling_nb import training
 from starling_nb.laser.freeze import freeze_by_score, matching, train_only, unfreeze_last
 from starling_nb.laser.reduce import matrices
+from starling_nb.laser.scan import scan, scores
 from starling_nb.training import train
 
 LAYERS = 4
@@ -23,6 +33,11 @@ def model(request):
     heads = {"num_attention_heads": 4, "num_key_value_heads": key_value_heads}
     torch.manual_seed(0)
     return kind(config(vocab_size=40, **sizes, **heads, tie_word_embeddings=True)).eval()
+
+
+def first_kinds(model):
+    """The types of the first layer."""
+    return by_type(name for name in matrices(model) if ".0." in name)
 
 
 def random_scores(model, seed=0):
@@ -71,6 +86,13 @@ def test_random_halves_depend_on_their_seed_alone(model):
         for scores, seed in ((ones, 1), (random_scores(model), 1), (ones, 2))
     )
     assert first == again != other
+    # Over many seeds each layer of each type is drawn, and types are drawn apart.
+    draws = [
+        by_type(freeze_by_score(model, ones, 2, pick="random", seed=s).names) for s in range(20)
+    ]
+    for kind in first_kinds(model):
+        assert {layer for draw in draws for layer in draw[kind]} == set(range(LAYERS))
+    assert any(len({tuple(layers) for layers in draw.values()}) > 1 for draw in draws)
     # Equal scores: the earlier layers, and the two halves share nothing.
     top, bottom = (freeze_by_score(model, ones, 2, pick=pick).names for pick in ("top", "bottom"))
     assert {tuple(layers) for layers in by_type(top).values()} == {(0, 1)}
@@ -127,6 +149,28 @@ def test_patterns_find_names_or_are_refused(model):
             matching(model, ["model", pattern])
 
 
+def test_the_scores_of_a_scan_choose_what_is_trained(model, tmp_path):
+    """From a checkpoint on disk to a selection, as laser-QLoRA does it."""
+    model.save_pretrained(tmp_path)
+    found = scores(scan(tmp_path, tmp_path / "spectra.jsonl"), "median")
+    ratios = {name: found[name]["snr"] for name in matrices(model)}
+    trained = freeze_by_score(model, ratios, 1)
+    for kind, (layer,) in by_type(trained.names).items():
+        of_kind = [ratios[f"model.layers.{i}.{kind}"] for i in range(LAYERS)]
+        assert of_kind[layer] == max(of_kind)
+
+
+def test_models_that_have_no_such_matrices_are_refused():
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4}
+    mixture = MixtralForCausalLM(MixtralConfig(vocab_size=40, **sizes, **heads))
+    with pytest.raises(ValueError, match=r"expected 2-D weights, found .*experts.* \(8, "):
+        unfreeze_last(mixture, 1)
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=40, n_embd=16, n_layer=1, n_head=2))
+    with pytest.raises(ValueError, match="layers of its decoder, found none in GPT2LMHeadModel"):
+        freeze_by_score(gpt2, {}, 1)
+
+
 def test_what_cannot_be_is_refused_with_nothing_changed(model):
     scores, before = random_scores(model), trainable(model)
     name = next(iter(scores))
@@ -142,6 +186,17 @@ def test_what_cannot_be_is_refused_with_nothing_changed(model):
     for message, (given, top, pick) in refused:
         with pytest.raises(ValueError, match=message):
             freeze_by_score(model, given, top, pick=pick)
+    wider = torch.nn.Linear(16, 30, bias=False)
+    up, model.model.layers[1].mlp.up_proj = model.model.layers[1].mlp.up_proj, wider
+    with pytest.raises(ValueError, match=r"one shape for all .*up_proj.*\(24, 16\), \(30, 16\)"):
+        freeze_by_score(model, scores, 2)
+    up.weight = torch.nn.Parameter(up.weight.to(torch.int8), requires_grad=False)
+    model.model.layers[1].mlp.up_proj = up
+    with pytest.raises(ValueError, match=r"layers.1.mlp.up_proj.weight is torch.int8"):
+        unfreeze_last(model, 4)
+    up.weight = torch.nn.Parameter(up.weight.float())
+    with pytest.raises(ValueError, match=r"pattern '\*': no regular expression"):
+        matching(model, ["*"])
     for layers in (0, 5):
         with pytest.raises(ValueError, match=f"expected 1 to 4, the blocks, found {layers}"):
             unfreeze_last(model, layers)

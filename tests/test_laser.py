@@ -14,6 +14,7 @@ from transformers import MistralConfig, MistralForCausalLM
 from starling_nb.data.chat import encode_with_mask, train_tokenizer
 from starling_nb.data.world import make_world
 from starling_nb.device import Device
+from starling_nb.laser import spectra
 from starling_nb.laser.reduce import (
     factored,
     factors,
@@ -75,11 +76,18 @@ def test_golden_spectrum():
     assert spectrum_score(values, edge) == pytest.approx(0.580514, abs=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
-@given(rows=st.integers(1, 40), columns=st.integers(1, 40), seed=st.integers(0, 10**6))
-def test_singular_values_equal_the_decomposition_s(rows, columns, seed):
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+    block=st.sampled_from([3, 8, 1024]),
+)
+def test_singular_values_equal_the_decomposition_s(rows, columns, seed, block):
     weight = noise((rows, columns), seed)
-    values = singular_values(weight)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spectra, "BLOCK", block)
+        values = singular_values(weight)
     expected = torch.linalg.svdvals(weight.double())
     assert values.shape == (min(rows, columns),)
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-7 * expected[0].item())
@@ -89,6 +97,7 @@ def test_singular_values_equal_the_decomposition_s(rows, columns, seed):
 UNUSABLE = {
     "found torch.float32 of shape": torch.zeros(3),
     "found torch.int8": torch.zeros(3, 3, dtype=torch.int8),
+    r"of shape \(0, 3\)": torch.zeros(0, 3),
     "found NaN": torch.tensor([[1.0, float("nan")]]),
     "meta": torch.zeros(3, 3, device="meta"),
 }
@@ -168,6 +177,8 @@ def test_entry_mad_is_the_spread_of_entries_and_heeds_no_outliers():
     outliers[:, 0] = 100.0
     assert entry_mad(outliers) == pytest.approx(0.02, rel=0.03)
     assert entry_mad(weight.bfloat16()) == pytest.approx(0.02, rel=0.02)
+    edge = noise_edge(singular_values(weight), (400, 300), "entry_mad", entry_spread=0.02)
+    assert edge == pytest.approx(0.02 * (20 + math.sqrt(300)))
 
 
 def test_the_threshold_of_gavish_and_donoho():
@@ -202,8 +213,14 @@ def test_edge_scales_with_the_weight_and_snr_does_not(scale, method):
         noise_edge(values, (24, 40), "entry_mad")
 
 
-def test_snr_is_infinite_without_noise():
+def test_snr_without_noise_without_signal_and_at_the_edge():
     assert snr(torch.tensor([3.0, 2.0]), 1.0) == math.inf
+    assert snr(torch.tensor([3.0, 2.0]), 4.0) == 0.0
+    assert snr(torch.tensor([3.0, 2.0, 1.0]), 2.0) == 1.0  # the edge itself is noise
+    zeros = singular_values(torch.zeros(4, 6))
+    for method in METHODS:
+        edge = noise_edge(zeros, (4, 6), method, entry_spread=0.0)
+        assert snr(zeros, edge) == spectrum_score(zeros, edge) == 0.0
 
 
 @settings(deadline=None, max_examples=30)

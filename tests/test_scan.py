@@ -88,6 +88,8 @@ def test_a_stopped_scan_goes_on(folder, tmp_path, monkeypatch):
     [
         (lambda w: w.masked_fill(torch.eye(*w.shape) > 0, float("nan")), "found NaN"),
         (lambda w: w.to(torch.int8), r"is quantised \(torch.int8\)"),
+        (lambda w: w.to(torch.uint8), r"is quantised \(torch.uint8\)"),
+        (lambda w: w.to(torch.int32), r"is quantised \(torch.int32\)"),
         (lambda w: w.to(torch.float8_e4m3fn), r"is quantised \(torch.float8_e4m3fn\)"),
     ],
 )
@@ -115,19 +117,52 @@ def test_a_missing_shard_an_empty_choice_and_no_checkpoint(folder, tmp_path):
     assert not out.exists()
 
 
-def test_a_file_of_other_weights_or_another_kind_is_refused_and_kept(folder, tmp_path):
+def test_a_file_of_other_weights_is_refused_and_kept(folder, tmp_path):
     out = tmp_path / "spectra.jsonl"
     scan(folder, out)
-    before = out.read_text()
-    lines = before.splitlines()
-    place = next(i for i, text in enumerate(lines, 1) if "layers.0.self_attn.k_proj" in text)
-    change(folder, "model.layers.0.self_attn.k_proj.weight", lambda w: w + 1)
-    with pytest.raises(ValueError, match=rf"line {place}: .*k_proj.* on other weights"):
+    before = out.read_bytes()
+    lines = before.decode().splitlines()
+    name = "model.layers.0.self_attn.k_proj.weight"
+    place = next(i for i, text in enumerate(lines, 1) if name in text)
+
+    def last_rows(weight):
+        weight[1:] += 1
+        return weight
+
+    for edit in (lambda w: w + 1, last_rows, lambda w: torch.cat([w, w])):
+        change(folder, name, edit)
+        with pytest.raises(ValueError, match=rf"line {place}: .*k_proj.* on other weights"):
+            scan(folder, out)
+        assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"name": 3}\n',
+        b'{"important": 1}',
+        b'{\n  "a": 1\n}',
+        b"\xff\x00\n",
+        b"\xff\x00",
+        b"notes",
+    ],
+)
+def test_a_file_of_another_kind_is_refused_and_kept(folder, tmp_path, content):
+    out = tmp_path / "spectra.jsonl"
+    out.write_bytes(content)
+    with pytest.raises(ValueError, match=r"spectra.jsonl: line 1: expected a spectrum"):
         scan(folder, out)
-    assert out.read_text() == before
-    out.write_text('{"name": 3}\n')
-    with pytest.raises(ValueError, match="line 1: expected a spectrum"):
-        scan(folder, out)
+    assert out.read_bytes() == content
+
+
+def test_what_is_no_matrix_is_left_out_and_said(folder, tmp_path):
+    """Vectors are not spoken of; whole-number tables are no weights; more dimensions are named."""
+    name = "model.layers.1.mlp.up_proj.weight"
+    change(folder, name, lambda w: w.view(3, 16, 32))
+    change(folder, "model.layers.1.mlp.down_proj.weight", lambda w: w.to(torch.int64))
+    with pytest.warns(UserWarning, match=rf"1 weights are no matrices.*{name} \(3, 16, 32\)"):
+        found = scan(folder, tmp_path / "spectra.jsonl")
+    assert len(found) == 2 * 7 + 2 - 2
 
 
 def test_scores_are_those_of_each_weight(model):

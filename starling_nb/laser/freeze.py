@@ -33,7 +33,8 @@ class Trained:
 def train_only(model: PreTrainedModel, names: Collection[str]) -> Trained:
     """Leave the named parameters of a model trainable and freeze all others.
 
-    Raises ValueError for a name that is none of the model's, and for no name, with nothing changed.
+    Raises ValueError for a name that is none of the model's (a tied weight has one name only), for
+    no name, and for a quantised weight, with nothing changed.
     """
     parameters = dict(model.named_parameters())
     unknown = [name for name in names if name not in parameters]
@@ -42,6 +43,12 @@ def train_only(model: PreTrainedModel, names: Collection[str]) -> Trained:
             f"names: expected parameters of the model, such as {next(iter(parameters))}, found "
             f"{', '.join(unknown[:3]) or 'none'}"
         )
+    for name in names:
+        if not parameters[name].is_floating_point():
+            raise ValueError(
+                f"names: expected floating-point weights, {name} is {parameters[name].dtype}; only "
+                "adapters of it can be trained"
+            )
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
     chosen = tuple(name for name in parameters if name in names)
@@ -57,10 +64,16 @@ def matching(model: PreTrainedModel, patterns: Iterable[str]) -> list[str]:
     """The parameters that one of the regular expressions matches from their name's first letter.
 
     Raises ValueError for a pattern that matches none: published lists name `lm.head` and
-    `^lm_head.weight$`, which some of their readers compare letter by letter and never find.
+    `^lm_head.weight$`, which some of their readers compare letter by letter and never find. And for
+    what is no regular expression.
     """
     names = [name for name, _ in model.named_parameters()]
-    found = {pattern: [n for n in names if re.match(pattern, n)] for pattern in patterns}
+    found = {}
+    for pattern in patterns:
+        try:
+            found[pattern] = [name for name in names if re.match(pattern, name)]
+        except re.error as error:
+            raise ValueError(f"pattern {pattern!r}: no regular expression ({error})") from error
     for pattern, matched in found.items():
         if not matched:
             raise ValueError(f"pattern {pattern!r}: expected to match a parameter, matched none")
@@ -77,12 +90,12 @@ def freeze_by_score(
 ) -> Trained:
     """Train so many matrices of each type, those of the highest scores, and freeze all else.
 
-    scores: one for each matrix of the model's blocks, by name. The layers of a type (`mlp.up_proj`)
-    are compared with each other only, since a score may depend on the shape.
+    scores: one for each of `reduce.matrices(model)`, by name: of `scan.scores` a column. The layers
+    of a type (`mlp.up_proj`) are compared with each other only: a score may depend on the shape.
     pick: "top", or as controls of equal size "bottom" and "random", drawn from `seed`.
     Equal scores: the earlier layer counts as higher.
-    Raises ValueError for another pick, for scores of other names than the matrices', for NaN, and
-    unless 1 <= per_type_top <= the number of layers.
+    Raises ValueError for another pick, for scores of other names than the matrices', for NaN, for a
+    type whose layers differ in shape, and unless 1 <= per_type_top <= the number of layers.
     Source: laser-QLoRA (laserQlora.ipynb), which trains 16 of 32 layers of each type.
     """
     if pick not in ("top", "bottom", "random"):
@@ -107,6 +120,9 @@ def freeze_by_score(
                 f"per_type_top: expected 1 to {len(names)}, the layers of {kind}, found "
                 f"{per_type_top}"
             )
+        shapes = {tuple(weights[name].shape) for name in names}
+        if len(shapes) > 1:
+            raise ValueError(f"model: expected one shape for all {kind}, found {sorted(shapes)}")
         if pick == "random":
             chosen += generator.sample(names, per_type_top)
         else:
@@ -121,8 +137,9 @@ def unfreeze_last(model: PreTrainedModel, layers: int) -> Trained:
     As many numbers as `freeze_by_score` trains with per_type_top = layers. Raises ValueError unless
     1 <= layers <= the number of blocks.
     """
+    weights = matrices(model)
     blocks = model.get_decoder().layers
     if not 1 <= layers <= len(blocks):
         raise ValueError(f"layers: expected 1 to {len(blocks)}, the blocks, found {layers}")
     last = {id(parameter) for parameter in blocks[-layers:].parameters()}
-    return train_only(model, [name for name, p in matrices(model).items() if id(p) in last])
+    return train_only(model, [name for name, p in weights.items() if id(p) in last])

@@ -8,18 +8,28 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from starling_nb.laser.spectra import check_matrix
+
 Approximate = Callable[[Tensor, int], Tensor]  # weight (n, m), rank -> (n, m)
 
 
 def matrices(policy: PreTrainedModel) -> dict[str, nn.Parameter]:
     """Return the 2-D projection weights of the decoder blocks by their name in the policy.
 
-    Raises ValueError when there are none.
+    Raises ValueError when there are none, and for a block with experts in one 3-D weight, which
+    would be left out.
     """
-    blocks = {id(p) for p in policy.get_decoder().layers.parameters() if p.ndim == 2}
+    layers = getattr(policy.get_decoder(), "layers", nn.Module())
+    blocks = {id(p) for p in layers.parameters() if p.ndim >= 2}
     found = {name: p for name, p in policy.named_parameters() if id(p) in blocks}
     if not found:
-        raise ValueError("policy: expected 2-D weights in its decoder blocks, found none")
+        raise ValueError(
+            f"policy: expected 2-D weights in the layers of its decoder, found none in "
+            f"{type(policy).__name__}"
+        )
+    for name, weight in found.items():
+        if weight.ndim > 2:
+            raise ValueError(f"policy: expected 2-D weights, found {name} {tuple(weight.shape)}")
     return found
 
 
@@ -105,13 +115,7 @@ def project(weight: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 def check_rank(weight: Tensor, rank: int) -> None:
     """Raise ValueError unless weight is a matrix that has an approximation of that rank."""
-    if weight.ndim != 2 or not weight.is_floating_point():
-        raise ValueError(
-            "weight: expected a matrix of floating-point numbers, found "
-            f"{weight.dtype} of shape {tuple(weight.shape)}"
-        )
-    if weight.is_meta or not weight.isfinite().all():
-        raise ValueError("weight: expected finite numbers, found NaN, infinity or no data (meta)")
+    check_matrix(weight)
     if not 1 <= rank <= min(weight.shape):
         raise ValueError(f"rank: expected 1 to {min(weight.shape)}, found {rank}")
 

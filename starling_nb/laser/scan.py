@@ -4,7 +4,9 @@
 """
 
 import json
+import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -26,6 +28,7 @@ from starling_nb.laser.spectra import (
 )
 from starling_nb.reward.checkpoints import checkpoint_folder, read_weights
 
+START = b'{"name": "'  # of a line of the file
 QUANTISED = (torch.int8, torch.uint8, torch.int32)  # and every float of one byte
 
 
@@ -76,10 +79,18 @@ def scan(
     weights, by name.  out: JSON lines; a scan that was stopped goes on behind the last whole line.
     Raises FileNotFoundError for a missing shard, and ValueError for a checkpoint without matrices,
     for a quantised or not finite one (by name; what was measured before it stays in `out`), and for
-    an `out` that was written from other weights.
+    an `out` that holds anything else, which is left as it is. Warns of weights of more dimensions.
     """
     folder = checkpoint_folder(source, **hub)
-    weights = {name: w for name, w in read_weights(folder).items() if w.ndim == 2 and wanted(name)}
+    weights = {name: w for name, w in read_weights(folder).items() if w.ndim >= 2 and wanted(name)}
+    stacked = [name for name, weight in weights.items() if weight.ndim > 2]
+    if stacked:
+        warnings.warn(
+            f"{folder}: {len(stacked)} weights are no matrices, and are left out: {stacked[0]} "
+            f"{tuple(weights[stacked[0]].shape)} ...",
+            stacklevel=2,
+        )
+    weights = {name: weight for name, weight in weights.items() if weight.ndim == 2}
     for name, weight in weights.items():
         if weight.dtype in QUANTISED or (weight.is_floating_point() and weight.itemsize == 1):
             raise ValueError(
@@ -100,46 +111,51 @@ def scan(
 
 
 def as_line(spectrum: Spectrum, weight: Tensor) -> dict[str, Any]:
-    """A spectrum as it is written, with the digest of its weight's first row."""
+    """A spectrum as it is written, with a digest of its weight."""
     return {
         "name": spectrum.name,
         "shape": spectrum.shape,
-        "first_row": first_row(weight),
+        "weight": some_rows(weight),
         "spread": spectrum.spread,
         "singular_values": [float(f"{value:.8g}") for value in spectrum.values.tolist()],
     }
 
 
-def first_row(weight: Tensor) -> str:
-    """A digest of a weight's first row, by which it is known again."""
-    return sha256(weight[0].float().numpy().tobytes()).hexdigest()[:16]
+def some_rows(weight: Tensor) -> str:
+    """A digest of sixteen rows of a weight, or a few more, by which it is known again."""
+    rows = weight[:: max(1, len(weight) // 16)]
+    return sha256(rows.float().numpy().tobytes()).hexdigest()[:16]
 
 
 def read_spectra(out: Path, weights: Mapping[str, Tensor]) -> dict[str, Spectrum]:
     """The spectra in a file that a scan of these weights wrote; a line cut short is removed."""
     if not out.exists():
         return {}
-    whole, _, cut = out.read_text(encoding="utf-8").rpartition("\n")
-    if cut:
-        out.write_text(whole + "\n" * bool(whole), encoding="utf-8")
-    found = {}
-    for number, text in enumerate(whole.splitlines(), 1):
+    written = out.read_bytes()
+    whole, _, cut = written.rpartition(b"\n")
+    lines, found = whole.splitlines(), {}
+    if cut and not cut.startswith(START[: len(cut)]):
+        lines.append(cut)  # none of ours: refused below
+    for number, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
-            name, rows_columns, row = line["name"], tuple(line["shape"]), line["first_row"]
+            name, (rows, columns), digest = line["name"], line["shape"], line["weight"]
             values = torch.tensor(line["singular_values"], dtype=torch.float64)
-            spectrum = Spectrum(name, rows_columns, values, line["spread"])
+            spectrum = Spectrum(name, (rows, columns), values, line["spread"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{out}: line {number}: expected a spectrum as `scan` writes it ({error}); delete "
-                "the file, or give another"
+                f"{out}: line {number}: expected a spectrum as `scan` writes it ({error}); give "
+                "another file"
             ) from error
-        if name in weights and first_row(weights[name]) != row:
+        if name in weights and (
+            spectrum.shape != weights[name].shape or some_rows(weights[name]) != digest
+        ):
             raise ValueError(
                 f"{out}: line {number}: {name} was measured on other weights than these; delete "
                 "the file, or give another"
             )
         found[name] = spectrum
+    os.truncate(out, len(written) - len(cut))
     return found
 
 

@@ -8,6 +8,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 from torch import Tensor
 
+BLOCK = 1024  # columns, and rows, of a weight that are multiplied at a time
 METHODS = ("laserrmt", "median", "gavish_donoho", "entry_mad")  # of `noise_edge`
 
 
@@ -19,17 +20,36 @@ def singular_values(weight: Tensor) -> Tensor:
     is below 1e-7 of the largest value. Naive twin: torch.linalg.svdvals. Raises ValueError unless
     weight is a matrix of finite floating-point numbers.
     """
-    if weight.ndim != 2 or not weight.is_floating_point():
+    check_matrix(weight)
+    return torch.linalg.eigvalsh(gram(weight.detach())).clamp(min=0).sqrt().flip(0)
+
+
+def check_matrix(weight: Tensor) -> None:
+    """Raise ValueError unless weight is a matrix of finite floating-point numbers, not empty."""
+    if weight.ndim != 2 or not weight.numel() or not weight.is_floating_point():
         raise ValueError(
             "weight: expected a matrix of floating-point numbers, found "
             f"{weight.dtype} of shape {tuple(weight.shape)}"
         )
     if weight.is_meta or not weight.isfinite().all():
         raise ValueError("weight: expected finite numbers, found NaN, infinity or no data (meta)")
-    wide = weight.detach().double()
-    if wide.shape[0] > wide.shape[1]:
-        wide = wide.T
-    return torch.linalg.eigvalsh(wide @ wide.T).clamp(min=0).sqrt().flip(0)
+
+
+def gram(weight: Tensor) -> Tensor:
+    """The Gram matrix (d, d) of the smaller side, d = min(n, m), in float64, and of it what lies
+    below the diagonal and in the blocks on it, which is what `eigvalsh` reads.
+
+    So many columns at a time are taken to float64: a copy of all would be twice a float32 weight.
+    """
+    wide = weight if weight.shape[0] <= weight.shape[1] else weight.T  # (d, m)
+    size = len(wide)
+    products = torch.zeros(size, size, dtype=torch.float64, device=weight.device)
+    for columns in wide.split(BLOCK, dim=1):
+        part = columns.double()
+        for end in range(BLOCK, size + BLOCK, BLOCK):
+            rows = slice(end - BLOCK, end)
+            products[rows, :end].addmm_(part[rows], part[:end].T)
+    return products
 
 
 def noise_edge(
@@ -82,19 +102,21 @@ def entry_mad(weight: Tensor) -> float:
 def snr(values: Tensor, edge: float) -> float:
     """Return the sum of singular values above the edge over the sum of those up to it.
 
-    It is infinite where nothing lies below the edge. Source: laserRMT, rmt_laser_snr.py.
+    It is infinite where nothing lies below the edge, and 0 where nothing lies above.
+    Source: laserRMT, rmt_laser_snr.py.
     """
     signal = values > edge
-    return (values[signal].sum() / values[~signal].sum()).item()
+    return (values[signal].sum() / values[~signal].sum()).item() if signal.any() else 0.0
 
 
 def spectrum_score(values: Tensor, edge: float) -> float:
     """Return `snr` over the largest singular value, by which Spectrum ranks layers.
 
-    A weight multiplied by c has the score divided by c, and the same SNR. Source: Spectrum,
-    spectrum.py (arXiv 2406.06623).
+    A weight multiplied by c has the score divided by c, and the same SNR. Where nothing lies below
+    the edge it is infinite, as in the scores published for models; newer code sets the noise to 1.
+    Source: Spectrum, spectrum.py (arXiv 2406.06623).
     """
-    return snr(values, edge) / values[0].item()
+    return snr(values, edge) / values[0].item() if values[0] > 0 else 0.0
 
 
 def planted(

@@ -30,7 +30,7 @@ def packable(trunk: PreTrainedModel, longest: int) -> bool:
     """Whether a trunk reads sequences of up to `longest` tokens in packed rows as it does alone.
 
     It must attend by sdpa or by this, take its positions from `position_ids` (rotary or learned),
-    and let every token see all before it: no recurrent layers, no window shorter than a sequence.
+    have so many, and let every token see all before it: no recurrent layers, no shorter window.
     """
     config = trunk.config
     window = getattr(config, "sliding_window", None) or longest
@@ -38,7 +38,7 @@ def packable(trunk: PreTrainedModel, longest: int) -> bool:
     return (
         config._attn_implementation in (SHARED_PREFIX, "sdpa")
         and (hasattr(trunk, "rotary_emb") or hasattr(trunk, "wpe"))
-        and window >= longest
+        and min(window, config.max_position_embeddings) >= longest
         and layers <= {"full_attention", "sliding_attention"}
     )
 
