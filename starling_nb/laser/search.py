@@ -175,28 +175,29 @@ def winners_curse(
     """How much of the best candidate's gain is owed to its having been chosen.
 
     gain: its mean over the items.  out_of_bag: the mean, over bootstrap samples of the items, of
-    the gain of the sample's best candidate on the items left out.  chance: the 95th percentile of
-    the best gain when each item's sign is drawn, the same for all candidates, as if it did not
-    matter which of the two is the reduced policy; p: how often that reaches the gain.
+    the gain of the sample's best candidate on the items left out.  p: how often the largest of all
+    candidates' t-values reaches its, when no candidate has an effect: every candidate's gains less
+    their mean, each item's sign drawn, the same for all candidates.
     """
     gains = torch.stack([found.scores - baseline for found in candidates]).double()  # (C, N)
-    best, items = gains.mean(1).max().item(), gains.shape[1]
+    items, best = gains.shape[1], int(gains.mean(1).argmax())
+    centred = gains - gains.mean(1, keepdim=True)
+    error = gains.std(1).clamp(min=1e-12) / items**0.5  # (C,) of the mean
+    reached = (gains.mean(1) / error)[best]
     generator = torch.Generator().manual_seed(seed)
-    left_out, by_chance = [], []
+    left_out, as_large = [], 0
     for _ in range(resamples):
         drawn = torch.randint(items, (items,), generator=generator)
         out = torch.ones(items, dtype=torch.bool)
         out[drawn] = False
         if out.any():
             left_out.append(gains[gains[:, drawn].mean(1).argmax(), out].mean())
-        signs = 2.0 * torch.randint(2, (items,), generator=generator) - 1
-        by_chance.append((gains * signs).mean(1).max())
-    chance = torch.stack(by_chance)
+        signs = 2.0 * torch.randint(2, (items,), generator=generator).double() - 1
+        as_large += bool(((centred @ signs / items) / error).max() >= reached)
     return {
-        "gain": best,
+        "gain": gains[best].mean().item(),
         "out_of_bag": torch.stack(left_out).mean().item(),
-        "chance": chance.quantile(0.95).item(),
-        "p": (1 + int((chance >= best).sum())) / (1 + resamples),
+        "p": (1 + as_large) / (1 + resamples),
     }
 
 
