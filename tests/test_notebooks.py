@@ -108,6 +108,10 @@ FAULTS = {
     "undefined": (put_code("print(scores_)"), "cell 7: line 1: Undefined name `scores_` (F821)"),
     "unused import": (put_code("import json"), "`json` imported but unused (F401)"),
     "count": (lambda nb: nb.cells[6].update(execution_count=1), "an execution count is stored"),
+    "number": (
+        lambda nb: nb.cells[0].update(source=nb.cells[0].source + "\n\nBy 5 with\n500. Then 6."),
+        "cell 1: `500. Then 6.` begins a line and is shown as a list",
+    ),
     "stderr": (
         put_output(output_type="stream", name="stderr", text="careful"),
         "cell 7: stderr is stored",

@@ -254,7 +254,9 @@ def checked_function(source: str) -> tuple[str, str] | None:
 
 
 def prose(nb: Any, path: Path) -> Iterator[str]:
-    """The number of words, without exercises, folded text, code, formulas, targets and HTML."""
+    """The number of words, without exercises, folded text, code, formulas, targets and HTML; and
+    numbers that a wrapped line has made into those of a list.
+    """
     cells = [cell.source for _, cell in numbered(nb, "markdown")]
     text = "\n\n".join(source for source in cells if not source.startswith(EXERCISE))
     folded = r"<details.*?</details>|```.*?```|\$\$.*?\$\$"
@@ -263,6 +265,12 @@ def prose(nb: Any, path: Path) -> Iterator[str]:
     count = len(re.findall(r"[^\W\d_]+(?:['’-][^\W\d_]+)*", text))
     if not WORDS[0] <= count <= WORDS[1]:
         yield f"{count} words of prose, expected {WORDS[0]} to {WORDS[1]}"
+    for place, cell in numbered(nb, "markdown"):
+        numbers = [0]  # that began a line
+        for found in re.finditer(r"^ *(\d+)\. .*", cell.source, flags=re.MULTILINE):
+            if int(found[1]) not in (1, numbers[-1] + 1):
+                yield f"{place}: `{found[0].strip()[:30]}` begins a line and is shown as a list"
+            numbers.append(int(found[1]))
 
 
 def links(nb: Any, path: Path) -> Iterator[str]:
