@@ -7,18 +7,26 @@ loss and gradients: the padded one those of the K-wise loss, TRL's those of its 
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from importlib.util import find_spec
 from itertools import combinations
-from statistics import median
 
 import torch
-from reward_step import LISTS, LONGEST, PAIRS, REPEATS, K, RankedList, Result
-
-from reward_step import assert_same, gradient, pairs_step, ranked_list  # isort: skip
-from torch import Tensor
+from reward_step import (
+    LISTS,
+    LONGEST,
+    PAIRS,
+    K,
+    RankedList,
+    Result,
+    assert_same,
+    gradient,
+    pairs_step,
+    ranked_list,
+    report,
+)
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
@@ -122,7 +130,7 @@ def main() -> None:
     anchors = torch.stack(score_packed(reference, [pack_list(*ranked) for ranked in lists]))
 
     packed, padded = deepcopy(policy), deepcopy(policy)
-    models = {"packed": packed, "padded, list by list": padded}
+    models: dict[str, nn.Module] = {"packed": packed, "padded, list by list": padded}
 
     def kwise(ratios: Tensor, mask: Tensor | None = None) -> Tensor:
         return kwise_dpo_loss(ratios, mask, BETA)
@@ -144,23 +152,7 @@ def main() -> None:
             loss, tokens[name] = step()
             assert_same(name, (loss, gradient(models[name])), expected)
 
-        adamw = {name: torch.optim.AdamW(model.parameters()) for name, model in models.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(REPEATS):
-            for name, step in steps.items():  # in turn, so that other work on the machine hits all
-                start = time.perf_counter()
-                step()
-                adamw[name].step()
-                adamw[name].zero_grad()
-                seconds[name].append(time.perf_counter() - start)
-
-    print(f"{LISTS} lists of {K} a step, {torch.get_num_threads()} threads")
-    for name in [*steps][1:]:
-        ratio = median(seconds[name]) / median(seconds["packed"])
-        print(f"tokens, {name} / packed:  {tokens[name] / tokens['packed']:.2f}")
-        print(f"seconds, {name} / packed: {ratio:.2f}")
-    if not find_spec("trl"):
-        print('TRL is not installed: its part is skipped; pip install ".[peers]" brings it')
+        report(steps, models, tokens)
 
 
 if __name__ == "__main__":

@@ -38,19 +38,9 @@ from starling_nb.policy.rollout import (
 )
 from starling_nb.reward.model import reward_function
 from starling_nb.store import Store
+from starling_nb.studies.iteration_cost import seconds
 
-BATCH, MINIBATCH, EPOCHS, LONGEST, REPEATS = 128, 64, 2, 48, 3
-
-
-def seconds(part: Callable[[], object]) -> float:
-    """Median time of REPEATS calls, after one that warms up."""
-    part()
-    times = []
-    for _ in range(REPEATS):
-        start = time.perf_counter()
-        part()
-        times.append(time.perf_counter() - start)
-    return median(times)
+BATCH, MINIBATCH, EPOCHS, LONGEST, ITERATIONS = 128, 64, 2, 48, 3
 
 
 def padded_logprobs(policy, batch: Rollout) -> Tensor:
@@ -122,7 +112,7 @@ def rloo_seconds(policy, tokenizer, reward_fn, conversations) -> float:
             per_device_train_batch_size=MINIBATCH,
             steps_per_generation=BATCH // MINIBATCH,
             num_iterations=EPOCHS,
-            max_steps=(REPEATS + 2) * steps,  # the first warms up, the last is not finished
+            max_steps=(ITERATIONS + 2) * steps,  # the first warms up, the last is not finished
             num_generations=2,
             max_completion_length=LONGEST,
             beta=0.2,

@@ -127,13 +127,39 @@ def assert_same(name: str, found: tuple[Tensor, Tensor], expected: tuple[Tensor,
         assert (a - b).norm() <= 1e-4 * b.norm(), f"{name}: another {what} than the packed step's"
 
 
+def report(
+    steps: dict[str, Callable[[], Result]], models: dict[str, nn.Module], tokens: dict[str, int]
+) -> None:
+    """Time the steps with their optimiser, and print tokens and seconds over the packed one's."""
+    adamw = {name: torch.optim.AdamW(model.parameters()) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(REPEATS):
+        for name, step in steps.items():  # in turn, so that other work on the machine hits all
+            start = time.perf_counter()
+            step()
+            adamw[name].step()
+            adamw[name].zero_grad()
+            seconds[name].append(time.perf_counter() - start)
+    print(f"{LISTS} lists of {K} a step, {torch.get_num_threads()} threads")
+    for name in [*steps][1:]:
+        ratio = median(seconds[name]) / median(seconds["packed"])
+        print(f"tokens, {name} / packed:  {tokens[name] / tokens['packed']:.2f}")
+        print(f"seconds, {name} / packed: {ratio:.2f}")
+    if not find_spec("trl"):
+        print('TRL is not installed: its part is skipped; pip install ".[peers]" brings it')
+
+
 def main() -> None:
     policy, tokenizer = load_policy(ASSET)
     generator = torch.Generator().manual_seed(0)
     lists = [ranked_list(generator, 5, policy.config.vocab_size) for _ in range(LISTS)]
 
     packed, padded, by_list = (RewardModel.from_policy(policy) for _ in range(3))
-    models = {"packed": packed, "padded": padded, "padded, list by list": by_list}
+    models: dict[str, nn.Module] = {
+        "packed": packed,
+        "padded": padded,
+        "padded, list by list": by_list,
+    }
     steps: dict[str, Callable[[], Result]] = {
         "packed": lambda: packed_step(packed, lists),
         "padded": lambda: padded_step(padded, lists, LISTS),
@@ -153,23 +179,7 @@ def main() -> None:
             loss, tokens[name] = step()
             assert_same(name, (loss, gradient(models[name])), expected)
 
-        adamw = {name: torch.optim.AdamW(model.parameters()) for name, model in models.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(REPEATS):
-            for name, step in steps.items():  # in turn, so that other work on the machine hits all
-                start = time.perf_counter()
-                step()
-                adamw[name].step()
-                adamw[name].zero_grad()
-                seconds[name].append(time.perf_counter() - start)
-
-    print(f"{LISTS} lists of {K} a step, {torch.get_num_threads()} threads")
-    for name in [*steps][1:]:
-        ratio = median(seconds[name]) / median(seconds["packed"])
-        print(f"tokens, {name} / packed:  {tokens[name] / tokens['packed']:.2f}")
-        print(f"seconds, {name} / packed: {ratio:.2f}")
-    if not find_spec("trl"):
-        print('TRL is not installed: its part is skipped; pip install ".[peers]" brings it')
+        report(steps, models, tokens)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import Conversation, encode
 from starling_nb.device import progress
-from starling_nb.laser.reduce import Approximate, assign, low_rank, matrices, rank_of, reduced
+from starling_nb.laser.reduce import assign, low_rank, matrices, rank_of, reduced
 from starling_nb.laser.scan import Spectrum
 from starling_nb.laser.spectra import snr
 from starling_nb.policy.base import load_policy, save_policy
@@ -63,8 +63,6 @@ def search(
     names: Sequence[str],
     rhos: Sequence[float],
     criterion: Criterion,
-    *,
-    approximate: Approximate = low_rank,
 ) -> tuple[Tensor, list[Candidate]]:
     """Judge the policy with each matrix alone reduced to each fraction of its full rank.
 
@@ -77,7 +75,7 @@ def search(
     candidates = []
     for name, rho in progress([(name, rho) for name in names for rho in rhos], desc="LASER search"):
         rank = rank_of(rho, weights[name].shape)
-        with reduced(policy, {name: rank}, approximate=approximate):
+        with reduced(policy, {name: rank}):
             candidates.append(Candidate(name, rho, rank, criterion(policy)))
     return baseline, sorted(candidates, key=lambda found: -found.scores.mean().item())
 
@@ -88,7 +86,6 @@ def compose(
     criterion: Criterion,
     *,
     limit: int | None = None,
-    approximate: Approximate = low_rank,
 ) -> list[dict[str, Any]]:
     """Reduce matrices in place, one (name, rank) after the other, and keep what raises the mean.
 
@@ -104,7 +101,7 @@ def compose(
         if len(kept) == limit:
             break
         before = weights[name].detach().clone()
-        assign(weights, {name: approximate(before, rank)})
+        assign(weights, {name: low_rank(before, rank)})
         score = criterion(policy).mean().item()
         if score > best:
             best = score
