@@ -256,7 +256,9 @@ def test_calling_an_exercise_prints_outside_a_notebook(capsys):
 def test_a_misspelt_exercise_is_answered_with_the_nearest():
     with pytest.raises(AttributeError, match=r"'placket_luce'; did you mean plackett_luce\?"):
         checks.placket_luce  # noqa: B018
-    with pytest.raises(AttributeError, match=r"'xyz'; there are plackett_luce, .*, p3o_loss$"):
+    with pytest.raises(
+        AttributeError, match=r"'xyz'; there are plackett_luce, .*, top_of_each_type$"
+    ):
         checks.xyz  # noqa: B018
 
 

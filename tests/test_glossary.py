@@ -17,8 +17,9 @@ COURSE = [f"{number:02}" for number in range(12)]
 
 # LaTeX that is no symbol of ours: layout, brackets, relations, operations. Any other command is.
 PLAIN = """
-    Bigl Bigr bigl bigr left right quad qquad dots ldots cdot cdots times frac sqrt text mathrm
-    mathbb sum prod log exp max min ge le in mid propto approx top hat partial tfrac pm sim
+    Bigl Bigr bigl bigr left right lfloor rfloor quad qquad dots ldots cdot cdots times frac sqrt
+    text mathrm mathbb sum prod log exp max min ge le in mid propto approx top hat partial tfrac pm
+    sim
 """.split()
 NAMED = r"\\math(?:rm|bb)\{\w+\}"  # \mathrm{KL}, \mathbb{R}: one symbol
 TOKEN = re.compile(rf"{NAMED}|\\[a-zA-Z]+|\\.|[a-zA-Z]")

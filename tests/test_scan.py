@@ -1,7 +1,11 @@
 """Scanning a checkpoint's spectra: shard by shard, stopped and started again, bad input."""
 
+import ast
 import json
+import re
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -12,6 +16,8 @@ from starling_nb.laser import scan as module
 from starling_nb.laser.reduce import matrices
 from starling_nb.laser.scan import main, measure, scan, scores
 from starling_nb.laser.spectra import METHODS, entry_mad, noise_edge, singular_values, snr
+from starling_nb.lesson import anatomy
+from starling_nb.store import read_json
 
 
 @pytest.fixture
@@ -191,3 +197,33 @@ def test_the_command_prints_a_table_or_the_reason(folder, tmp_path):
     failed = CliRunner().invoke(main, [str(tmp_path), str(out)])
     assert failed.exit_code == 1
     assert "expected one of model.safetensors" in failed.output
+
+
+def explained(logs, groups):
+    """The share of the variance of `logs` that lies between groups."""
+    means = [logs[np.array(groups) == group].mean() for group in groups]
+    return np.var(means) / logs.var()
+
+
+def test_what_lesson_08_says_of_mistral_is_in_the_published_scores(shared_data):
+    published = read_json(shared_data / "laser" / "snr_results_Mistral-7B-v0.1.json")
+    kinds = [row["type"].rpartition(".")[2] for row in published.values()]
+    values = np.array([row["snr"] for row in published.values()])
+    lesson = anatomy.read_notebook(anatomy.NOTEBOOKS / "08_laser.ipynb")
+    source = next(cell.source for cell in lesson.cells if "MISTRAL = {" in cell.source)
+    told = re.search(r"MISTRAL = (\{.*?\n\})", source, re.DOTALL)
+    assert told
+    table = ast.literal_eval(told[1])
+    top_half = np.argsort(-values)[: len(values) // 2]
+    for kind, (_, least, median, largest, in_top_half) in table.items():
+        of_kind = values[np.array(kinds) == kind]
+        assert len(of_kind) == 32
+        found = (of_kind.min(), np.median(of_kind), of_kind.max())
+        assert found == pytest.approx((least, median, largest), rel=0.005, abs=0.005)
+        assert sum(kinds[i] == kind for i in top_half) == in_top_half
+    shapes = [str(sorted(table[kind][0])) for kind in kinds]
+    layers = [name.split(".")[2] for name in published]
+    shares = [explained(np.log(values), groups) for groups in (kinds, shapes, layers)]
+    assert [round(100 * share) for share in shares] == [89, 58, 2]
+    lowest = Counter(kinds[i] for i in np.argsort(values)[:15])
+    assert lowest == {"q_proj": 14, "o_proj": 1}

@@ -135,7 +135,7 @@ def call_lists(course: Store, count: int, seed: int, one_pair: bool = False) -> 
     rows = []
     for row in world.rankings(count, seed=seed, prompts=prompts):
         answers = [*{answer["answer"]: answer for answer in reversed(row["answers"])}.values()]
-        answers = answers[::-1]  # the best place of each text
+        answers = answers[::-1]  # the lower place of a text that is there twice
         if one_pair and len(answers) > 2:
             answers = [answers[i] for i in sorted(rng.sample(range(len(answers)), 2))]
         if len(answers) > 1:

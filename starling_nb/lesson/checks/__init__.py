@@ -29,6 +29,8 @@ LESSONS = {  # module, named as the lesson -> its exercises
     ),
     "ppo": ("response_logprobs", "shape_rewards", "gae", "ppo_loss"),
     "apa": ("best_policy", "log_partition", "awr_loss", "p3o_loss"),
+    "laser": ("noise_edge", "snr", "largest_rank", "out_of_bag"),
+    "laser_dpo": ("dpo_loss", "kwise_dpo_loss", "predicting_places", "top_of_each_type"),
 }
 NAMES = tuple(name for names in LESSONS.values() for name in names)
 
