@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from starling_nb.lesson.claims import CHECK, show
 
@@ -88,6 +90,11 @@ class Exercise:
         return None
 
 
+def vector(*values: float) -> Tensor:
+    """A float64 vector, for the cases of exercises."""
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def attempt(function: Callable[..., Any], case: tuple) -> Any:
     """The answer to a copy of a case, or the exception raised instead; warnings are kept quiet."""
     try:
@@ -130,7 +137,7 @@ def broken(answer: Any) -> bool:
 def numbers(answer: Any) -> np.ndarray | None:
     """An answer as a float64 array; None for what are no numbers: text, pairs of text, a dict."""
     try:
-        if hasattr(answer, "detach"):  # a tensor; torch itself is not imported here
+        if isinstance(answer, Tensor):
             answer = answer.detach().cpu()
             answer = answer if answer.is_complex() else answer.double()
         array = np.asarray(answer)

@@ -7,13 +7,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from starling_nb.lesson.exercises import Exercise
+from starling_nb.lesson.exercises import Exercise, vector
 from starling_nb.policy import bandit, objectives
-
-
-def vector(*values: float) -> Tensor:
-    """A float64 vector."""
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def optimum(log_init: Tensor, advantages: Tensor, lam: float) -> tuple[Tensor, Tensor]:

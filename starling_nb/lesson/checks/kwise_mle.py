@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from starling_nb.lesson.exercises import Exercise
+from starling_nb.lesson.exercises import Exercise, vector
 from starling_nb.reward.kwise import pairwise_nll, plackett_luce_nll
-
-
-def vector(*values: float) -> Tensor:
-    """A float64 vector."""
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def gradient(scores: Tensor) -> Tensor:

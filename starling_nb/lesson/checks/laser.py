@@ -7,14 +7,9 @@ import torch
 from torch import Tensor
 
 from starling_nb.laser import spectra
-from starling_nb.lesson.exercises import Exercise
+from starling_nb.lesson.exercises import Exercise, vector
 
 Shape = tuple[int, int]
-
-
-def vector(*values: float) -> Tensor:
-    """A float64 vector."""
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def root_sum(shape: Shape) -> float:

@@ -6,14 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from starling_nb.lesson.exercises import Exercise
+from starling_nb.lesson.exercises import Exercise, vector
 from starling_nb.policy import dpo
 from starling_nb.reward.kwise import pairwise_nll
-
-
-def vector(*values: float) -> Tensor:
-    """A float64 vector."""
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def pair_loss(better: Tensor, worse: Tensor, ref_better: Tensor, ref_worse: Tensor, beta) -> Tensor:

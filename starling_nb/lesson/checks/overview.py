@@ -5,15 +5,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from starling_nb.laser import reduce
-from starling_nb.lesson.exercises import Exercise
+from starling_nb.lesson.exercises import Exercise, vector
 from starling_nb.policy import objectives
 from starling_nb.reward.kwise import pairwise_nll, plackett_luce_nll
-
-
-def vector(*values: float) -> Tensor:
-    """A float64 vector."""
-    return torch.tensor(values, dtype=torch.float64)
-
 
 plackett_luce = Exercise(
     name="plackett_luce",

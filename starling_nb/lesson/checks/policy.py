@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from starling_nb.data.chat import EOT, Conversation, openchat_text
-from starling_nb.lesson.exercises import Exercise
+from starling_nb.lesson.exercises import Exercise, vector
 from starling_nb.policy.rollout import log_softmax
 
 Segments = Sequence[tuple[str, int]]
@@ -276,23 +276,18 @@ def subtracting_undivided(logits: Tensor, temperature: float) -> Tensor:
     return weights / weights.sum()
 
 
-def logits_of(*values: float) -> Tensor:
-    """A float64 vector."""
-    return torch.tensor(values, dtype=torch.float64)
-
-
 cool = Exercise(
     name="cool",
     expects="logits (V,), temperature -> the probabilities (V,): softmax of logits / temperature, "
     "and 1 on the largest logit at temperature 0",
     solution=cooled,
     cases=[
-        (logits_of(1, 0), 1.0),
-        (logits_of(2, 0, -1), 0.5),
-        (logits_of(0.5, 3, -1, 2), 2.0),
-        (logits_of(-1, 1, 0.5), 0),
-        (logits_of(1000, 999, 990), 1.0),
-        (logits_of(30, 29, 10), 0.01),
+        (vector(1, 0), 1.0),
+        (vector(2, 0, -1), 0.5),
+        (vector(0.5, 3, -1, 2), 2.0),
+        (vector(-1, 1, 0.5), 0),
+        (vector(1000, 999, 990), 1.0),
+        (vector(30, 29, 10), 0.01),
     ],
     mistakes={
         "multiplied by the temperature: a low one must sharpen, so divide": (

@@ -6,13 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from starling_nb.lesson.exercises import Exercise
+from starling_nb.lesson.exercises import Exercise, vector
 from starling_nb.policy import objectives
-
-
-def row(*values: float) -> Tensor:
-    """A float64 vector."""
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def rows(*values: list[float]) -> Tensor:
@@ -135,10 +130,10 @@ shape_rewards = Exercise(
     "-kl_coef * kl at every action, plus the score at the last action of its row, 0 on padding",
     solution=objectives.shape_rewards,
     cases=[
-        (row(1), rows([0.5, 0.2, 0.7]), prefixes(3, 2), 0.1),
-        (row(2, -1), rows([0.3, -0.1, 0.2, 0.4], [0.1, 0.5, 0.9, -0.6]), prefixes(4, 4, 2), 0.5),
+        (vector(1), rows([0.5, 0.2, 0.7]), prefixes(3, 2), 0.1),
+        (vector(2, -1), rows([0.3, -0.1, 0.2, 0.4], [0.1, 0.5, 0.9, -0.6]), prefixes(4, 4, 2), 0.5),
         (
-            row(-0.5, 0, 3),
+            vector(-0.5, 0, 3),
             rows([1, 0.5, 0.2, 2, 1], [-0.4, 0.1, 0, 0.3, -1], [0.6, 0.9, 1.5, 0.1, 0.2]),
             prefixes(5, 3, 5, 2),
             0.05,
@@ -208,7 +203,7 @@ def from_the_end(terms: Tensor, factor: float) -> Tensor:
 
 def after(values: Tensor, end: Tensor | None = None) -> Tensor:
     """The next value (R,) of each: behind the last one `end` (1,), or 0."""
-    return torch.cat([values[1:], row(0) if end is None else end])
+    return torch.cat([values[1:], vector(0) if end is None else end])
 
 
 def errors(rewards: Tensor, values: Tensor, gamma: float) -> Tensor:
@@ -228,10 +223,10 @@ gae = Exercise(
     "and what comes after the end is 0",
     solution=advantages,
     cases=[
-        (row(0, 1), row(0.5, 0.75), 1.0, 0.5),
-        (row(1, -1, 0.5), row(0.3, -0.2, 0.6), 0.9, 0.5),
-        (row(-0.01, 0.02, 0, 1), row(0.1, 0.2, 0.3, 0.4), 1.0, 0.95),
-        (row(0, 0, 0.5, 0, -2), row(0.5, 1, -1, 0.3, -0.8), 0.5, 0.8),
+        (vector(0, 1), vector(0.5, 0.75), 1.0, 0.5),
+        (vector(1, -1, 0.5), vector(0.3, -0.2, 0.6), 0.9, 0.5),
+        (vector(-0.01, 0.02, 0, 1), vector(0.1, 0.2, 0.3, 0.4), 1.0, 0.95),
+        (vector(0, 0, 0.5, 0, -2), vector(0.5, 1, -1, 0.3, -0.8), 0.5, 0.8),
     ],
     mistakes={
         "V_t stands where V_{t+1} belongs: the next value is of the state after the action": (
