@@ -205,15 +205,20 @@ def explained(logs, groups):
     return np.var(means) / logs.var()
 
 
+def told_in_lesson_08(name):
+    """The dictionary of that name in a cell of the lesson."""
+    lesson = anatomy.read_notebook(anatomy.NOTEBOOKS / "08_laser.ipynb")
+    source = "\n".join(cell.source for cell in lesson.cells)
+    told = re.search(rf"^{name} = (\{{.*?\n\}})", source, re.DOTALL | re.MULTILINE)
+    assert told
+    return ast.literal_eval(told[1])
+
+
 def test_what_lesson_08_says_of_mistral_is_in_the_published_scores(shared_data):
     published = read_json(shared_data / "laser" / "snr_results_Mistral-7B-v0.1.json")
     kinds = [row["type"].rpartition(".")[2] for row in published.values()]
     values = np.array([row["snr"] for row in published.values()])
-    lesson = anatomy.read_notebook(anatomy.NOTEBOOKS / "08_laser.ipynb")
-    source = next(cell.source for cell in lesson.cells if "MISTRAL = {" in cell.source)
-    told = re.search(r"MISTRAL = (\{.*?\n\})", source, re.DOTALL)
-    assert told
-    table = ast.literal_eval(told[1])
+    table = told_in_lesson_08("MISTRAL")
     top_half = np.argsort(-values)[: len(values) // 2]
     for kind, (_, least, median, largest, in_top_half) in table.items():
         of_kind = values[np.array(kinds) == kind]
@@ -227,3 +232,13 @@ def test_what_lesson_08_says_of_mistral_is_in_the_published_scores(shared_data):
     assert [round(100 * share) for share in shares] == [89, 58, 2]
     lowest = Counter(kinds[i] for i in np.argsort(values)[:15])
     assert lowest == {"q_proj": 14, "o_proj": 1}
+    steps = {}  # from the 17th to the 16th score, relative
+    for kind, top in told_in_lesson_08("TOP_16").items():
+        of_kind = {int(layers[i]): values[i] for i in range(len(values)) if kinds[i] == kind}
+        order = sorted(of_kind, key=lambda layer: -of_kind[layer])
+        assert sorted(order[:16]) == [int(layer) for layer in top.split()]
+        steps[kind] = of_kind[order[15]] / of_kind[order[16]] - 1
+    assert min(steps, key=steps.__getitem__) == "q_proj"
+    assert round(steps["q_proj"], 3) == 0.004
+    assert max(steps, key=steps.__getitem__) == "v_proj"
+    assert round(steps["v_proj"], 2) == 0.10

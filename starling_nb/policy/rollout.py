@@ -46,7 +46,8 @@ def rollout(
     do not matter, but for rounding: a row computed in another batch has probabilities that differ
     by about 1e-7, and a token changes when its uniform number falls into such a gap, of the order
     of once in 1e6 tokens. temperature 0 takes the likeliest token (the output of `generate`) and
-    records log-probabilities at temperature 1.
+    records log-probabilities at temperature 1. Logits are what the LM head gives: a policy that
+    scales or caps them afterwards (`dpo.SCALINGS`) is not sampled rightly.
 
     Raises ValueError for an empty prompt or one that leaves no room in the policy's context.
     """

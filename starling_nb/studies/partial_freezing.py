@@ -2,9 +2,10 @@
 
 From the tuned policy, on lists of answers to requests for a tool, the best answer's likelihood with
 weight 1. All matrices are trained, or half of them: by the published SNR the three layers of each
-type at the top or at the bottom, three at random, the last three. Each at three learning rates, so
-that a gain can be held against the same gain of another. Controls: the likelihood term alone; and
-at the middle rate the K-wise term alone, and pairs (best against worst; one at random) for lists.
+type at the top or at the bottom, three at random (drawn twice), the last three. Each at three
+learning rates, so that a gain can be held against the same gain of another. Controls: the
+likelihood term alone; and at the middle rate the K-wise term alone, and pairs (best against worst;
+one at random) for lists.
 """
 
 import random
@@ -29,7 +30,7 @@ from starling_nb.store import Store
 SEEDS = (0, 1, 2)
 LRS = (1e-4, 4e-4, 1.6e-3)
 LISTS, HELD_OUT, EPOCHS, BATCH = 900, 200, 3, 32
-SELECTIONS = ("all", "top SNR", "bottom SNR", "random", "last")
+SELECTIONS = ("all", "top SNR", "bottom SNR", "random", "random again", "last")
 
 
 def nothing(ratios: Tensor, mask: Tensor) -> Tensor:
@@ -125,7 +126,8 @@ def select(policy, selection: str, seed: int) -> Trained:
         return unfreeze_last(policy, half)
     found = scores(spectrum(name, weight) for name, weight in weights.items())
     ratios = {name: row["snr"] for name, row in found.items()}
-    return freeze_by_score(policy, ratios, half, pick=selection.split()[0], seed=seed)
+    draw = seed + 100 * (selection == "random again")
+    return freeze_by_score(policy, ratios, half, pick=selection.split()[0], seed=draw)
 
 
 def call_lists(course: Store, count: int, seed: int, one_pair: bool = False) -> list[Row]:
@@ -134,8 +136,10 @@ def call_lists(course: Store, count: int, seed: int, one_pair: bool = False) -> 
     prompts = [world.train_calls[i % len(world.train_calls)] for i in range(count)]
     rows = []
     for row in world.rankings(count, seed=seed, prompts=prompts):
-        answers = [*{answer["answer"]: answer for answer in reversed(row["answers"])}.values()]
-        answers = answers[::-1]  # the lower place of a text that is there twice
+        first: dict[str, Any] = {}  # the best place of a text that is there twice
+        for answer in row["answers"]:
+            first.setdefault(answer["answer"], answer)
+        answers = [*first.values()]
         if one_pair and len(answers) > 2:
             answers = [answers[i] for i in sorted(rng.sample(range(len(answers)), 2))]
         if len(answers) > 1:
