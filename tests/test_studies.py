@@ -33,9 +33,15 @@ def small_study(folder):
     return script
 
 
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """One store for all studies, as a reader has: a stage that several need is built once."""
+    return str(tmp_path_factory.mktemp("store"))
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=NAMES)
-def test_a_study_runs_at_smoke_size(script, tmp_path):
-    found = studies.load_script(script).measure("smoke", str(tmp_path / "store"))
+def test_a_study_runs_at_smoke_size(script, store):
+    found = studies.load_script(script).measure("smoke", store)
     as_stored = json.loads(json.dumps(found))
     assert shape(as_stored) == shape(read_json(script.with_suffix(".json"))["result"])
 

@@ -1,12 +1,14 @@
 """Lesson 08: LASER on the tuned policy, chosen by three criteria, and what each is worth on test.
 
-Every matrix is reduced alone to each fraction of its rank. The criteria, on training prompts: the
-likelihood of the judge's first answer; the learned reward of greedy answers; their gold. Of each
-the best reduction, the same number of random components of that matrix, and the greedy composition
-of up to five are measured on held-out prompts, by all criteria. So are laserRMT's two searches, and
-the temperature of highest likelihood: a reduction may do no more than make the policy less sure.
+Every matrix is reduced alone to each fraction of its rank. The criteria, on a few held-out prompts:
+the likelihood of the judge's first answer; the learned reward of greedy answers; their gold. Of
+each the best reduction, the same number of random components of that matrix, and the greedy
+composition of up to five are measured on the other held-out prompts, by all criteria. So is a
+temperature that makes the policy as unsure as the best reduction does, one of highest likelihood,
+and laserRMT's two searches, by likelihood.
 """
 
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from starling_nb.data.chat import Conversation, prompt_to_conversation
 from starling_nb.data.nectar import Row
-from starling_nb.evaluate.gold import paired_difference, score_answers
+from starling_nb.evaluate.gold import paired_difference, sampling_entropy, score_answers
 from starling_nb.laser.reduce import (
     Approximate,
     assign,
@@ -50,13 +52,13 @@ SEEDS = (0, 1, 2)
 RHOS = (0.5, 0.1, 0.01)
 ASKED, LIKELY = 128, 256  # prompts to answer, and answers to be likely, to choose on
 SIZES = {"sft": {"rows": 4000}, "rankings": {"lists": 4000}}  # of the lessons' tuned policy
-TEMPERATURES = (0.7, 0.8, 0.9, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
+TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
 LIMIT = 5  # matrices in a composition, as in rmt_laser.py
 
 
 def measure(profile: str, store: str) -> dict[str, Any]:
     """For each seed what each criterion chose, its gain, and the change of everything on test."""
-    seeds = SEEDS[:1] if profile == "smoke" else SEEDS
+    seeds = SEEDS[:2] if profile == "smoke" else SEEDS
     sizes = {} if profile == "smoke" else SIZES
     courses = [Store(store, profile, seed, config=sizes) for seed in seeds]
     return {"seeds": [measure_seed(course) for course in courses]}
@@ -67,11 +69,16 @@ def measure_seed(course: Store) -> dict[str, Any]:
     small = course.profile.name == "smoke"
     world, (policy, tokenizer) = course.get("world"), course.get("apa")
     likes = reward_function(*course.get("reward_model"))
-    rankings = course.get("rankings")
-    test = world.test[: 40 if small else None]
-    likely = likelihood(tokenizer, first_answers(rankings.train[: 16 if small else LIKELY]))
-    chosen_on = rankings.train[: 8 if small else ASKED]
-    asked = [prompt_to_conversation(row["prompt"]) for row in chosen_on]
+    few, some, end = (8, 16, 56) if small else (ASKED, LIKELY, None)
+    held_out = course.get("rankings").validation  # a list on each held-out prompt
+    held_out = random.Random(course.seed).sample(held_out, len(held_out))[:end]
+    choosing, test = held_out[:some], held_out[some:]
+    asked, prompts = (
+        [prompt_to_conversation(row["prompt"]) for row in rows] for rows in (choosing[:few], test)
+    )
+    likely, likely_on_test = (
+        likelihood(tokenizer, first_answers(rows)) for rows in (choosing, test)
+    )
 
     criteria: dict[str, Criterion] = {
         "likelihood": likely,
@@ -87,14 +94,10 @@ def measure_seed(course: Store) -> dict[str, Any]:
             "gold": world.gold_reward(greedy),
         }
 
-    likely_on_test = likelihood(tokenizer, first_answers(rankings.validation[: len(test)]))
-
     def judge() -> dict[str, np.ndarray]:
         found = {"likelihood": likely_on_test(policy).numpy()}
         for temperature in (0, 1):
-            answered = respond(
-                policy, tokenizer, [p.conversation for p in test], temperature=temperature
-            )
+            answered = respond(policy, tokenizer, prompts, temperature=temperature)
             gold, at = score_answers(world, answered), f"T = {temperature}"
             found |= {
                 f"learned reward, {at}": likes(answered).numpy(),
@@ -121,6 +124,12 @@ def measure_seed(course: Store) -> dict[str, Any]:
         assign(weights, originals)
         return found
 
+    def entropy(temperature: float) -> float:
+        quarter = [world.prompt(row["prompt"]) for row in test[::4]]
+        return sampling_entropy(policy, tokenizer, quarter, temperature=temperature)
+
+    temperatures = TEMPERATURES[-2:] if small else TEMPERATURES
+    entropies = [entropy(temperature) for temperature in temperatures]
     names = [*weights][-2:] if small else [*weights]
     baseline, candidates = search_all(policy, names, RHOS[1:2] if small else RHOS, score)
     found: dict[str, Any] = {
@@ -145,10 +154,14 @@ def measure_seed(course: Store) -> dict[str, Any]:
         for way, approximate in ways.items():
             with reduced(policy, {best.name: best.rank}, approximate=approximate):
                 row[way] = change()
+                if way == "best":
+                    as_unsure = float(np.interp(entropy(1), entropies, temperatures))
+        with tempered(policy, as_unsure):
+            row["tempered"] = {"temperature": as_unsure, **change()}
         row["composed"] = composed(best_first(baseline[name], ranked), name)
         found["criteria"].append(row)
     warm = {}
-    for temperature in TEMPERATURES[-1:] if small else TEMPERATURES:
+    for temperature in temperatures:
         with tempered(policy, temperature):
             warm[temperature] = likely(policy).mean().item()
     best_temperature = max(warm, key=warm.__getitem__)
