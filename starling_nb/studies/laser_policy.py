@@ -53,7 +53,7 @@ RHOS = (0.5, 0.1, 0.01)
 ASKED, LIKELY = 128, 256  # prompts to answer, and answers to be likely, to choose on
 SIZES = {"sft": {"rows": 4000}, "rankings": {"lists": 4000}}  # of the lessons' tuned policy
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.35, 1.5, 1.75, 2.0)
-LIMIT = 5  # matrices in a composition, as in rmt_laser.py
+LIMIT = 5  # matrices in a composition, as in rmt_laser.py, and here in the others, too
 
 
 def measure(profile: str, store: str) -> dict[str, Any]:
