@@ -368,6 +368,27 @@ def test_a_finished_lesson_is_not_run_again(two_lessons, monkeypatch):
     assert "01_two failed: cell 4 (`1 / 0`): ZeroDivisionError" in third.output
 
 
+def test_the_gallery_never_shows_a_lesson_that_is_being_replaced(two_lessons, monkeypatch):
+    """Lessons run again in their folder; files are slow to go, a list of manifests to be used."""
+    monkeypatch.setattr(runner, "code_sha256", lambda: "code")
+    manifests, unlink = runner.gallery.manifests, Path.unlink
+
+    def slow_manifests(folder):
+        found = manifests(folder)
+        time.sleep(0.5)
+        return found
+
+    def slow_unlink(path, **options):
+        time.sleep(0.1)
+        unlink(path, **options)
+
+    monkeypatch.setattr(runner.gallery, "manifests", slow_manifests)
+    monkeypatch.setattr(Path, "unlink", slow_unlink)
+    for seed in (0, 1):
+        results = runner.run(notebooks_folder=two_lessons, output="out", seed=seed)
+        assert [result.status for result in results] == ["ok", "ok"]
+
+
 def test_the_code_hash_sees_every_file_of_the_package(tmp_path):
     (tmp_path / "sub" / "__pycache__").mkdir(parents=True)
     (tmp_path / "sub" / "a.py").write_text("a = 1\n")

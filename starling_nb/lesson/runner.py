@@ -197,14 +197,18 @@ def finished(job: Job, folder: Path) -> dict[str, Any] | None:
 def run_all(waiting: list[Job], control: Control, jobs: int) -> dict[str, dict[str, Any]]:
     """Run the jobs, `jobs` at a time, and return their manifests by lesson.
 
-    The gallery and the claims are written anew after each. When interrupted, kernels are killed,
-    nothing is recorded of the lessons they ran, and the interruption goes on.
+    Earlier results of theirs are removed first; the gallery and the claims are written anew then
+    and after each. When interrupted, kernels are killed, nothing is recorded of the lessons they
+    ran, and the interruption goes on.
     """
+    for job in waiting:
+        for suffix in RESULT_SUFFIXES:
+            (control.folder / f"{job.lesson}{suffix}").unlink(missing_ok=True)
+    summarise(control.folder)
     manifests: dict[str, dict[str, Any]] = {}
     pool = ThreadPoolExecutor(max_workers=jobs)
     futures = [pool.submit(execute, job, control) for job in waiting]
     try:
-        summarise(control.folder)
         for future in as_completed(futures):
             manifest = future.result()
             manifests[manifest["lesson"]] = manifest
@@ -226,8 +230,6 @@ def execute(job: Job, control: Control) -> dict[str, Any]:
     import nbformat
     import papermill
 
-    for suffix in RESULT_SUFFIXES:  # a killed run must not leave a mixture
-        (control.folder / f"{job.lesson}{suffix}").unlink(missing_ok=True)
     print(f"{job.lesson} started", flush=True)
     started, clock = datetime.now(UTC), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="starling-") as temporary:
