@@ -50,6 +50,8 @@ def test_outside_a_notebook_a_finding_is_printed(capsys):
         ({"control": ""}, "finding, control: expected a sentence, found ''"),
         ({"value": math.nan}, "expected finite numbers, found .nan"),
         ({"interval": (0.6, math.inf)}, "expected finite numbers"),
+        ({"interval": (math.inf, -math.inf)}, "expected finite numbers"),
+        ({"interval": (math.nan, math.nan)}, "expected finite numbers"),
         ({"bound": (-math.inf, 1)}, "expected finite numbers"),
         ({"value": 0.9}, f"{QUESTION}.: the interval 0.6209 to 0.8441 does not hold 0.9"),
         ({"value": 0.5}, "does not hold 0.5"),
@@ -66,6 +68,11 @@ def test_what_cannot_be_a_finding_is_refused(capsys, changes, message):
     with pytest.raises(ValueError, match=message):
         say(**changes)
     assert capsys.readouterr().out == ""
+
+
+def test_of_a_single_seed_no_interval_is_shown(capsys):
+    say(interval=(-math.inf, math.inf), n=1)
+    assert f"{QUESTION}: +0.731 [no interval], n = 1\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -194,12 +201,16 @@ def broken_bounds(nb) -> list[str]:
     """Why findings stored in a notebook, made with seed 0 on `cpu`, do not hold."""
     found = claims.recorded(nb, FINDING)
     faults = [f"{r['question']}: {judge(r)}" for r in found if judge(r)]
+    faults += [f"{r['question']}: no interval" for r in found if r["low"] is None]
     return faults + [fault for fault in [claims.repeated(found)] if fault]
 
 
 def test_a_broken_bound_in_stored_outputs_is_found(executed):
     nb = anatomy.read_notebook(executed)
     assert broken_bounds(nb) == ["Is it?: +0 is not at least 0.5"]
+    alone = nbformat.from_dict(record(0.7, None, None, (0.5, None), "Alone?"))
+    nb.cells[2].outputs[0].data[FINDING] = alone
+    assert broken_bounds(nb) == ["Is it?: +0 is not at least 0.5", "Alone?: no interval"]
     nb.cells.append(nb.cells[2])
     assert broken_bounds(nb)[-1].startswith("2 findings ask ")
 

@@ -20,6 +20,7 @@ from starling_nb.evaluate.gold import (
     by_family,
     by_habit,
     cooling,
+    over_seeds,
     paired_difference,
     sampling_entropy,
     score_answers,
@@ -174,6 +175,22 @@ def test_the_interval_covers_as_often_as_it_should():
         covered += abs(mean - effect) < half
     p = 1 - 2 * student.sf(1.96, n - 1)
     assert abs(covered - experiments * p) < 4 * math.sqrt(experiments * p * (1 - p))
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_the_interval_over_seeds_covers_95_percent_of_few(seeds):
+    """4 000 experiments with normal seeds; five standard errors: a false alarm in two million."""
+    rng = np.random.default_rng(0)
+    intervals = [over_seeds(rng.normal(3, 2, seeds))[1] for _ in range(4000)]
+    covered = np.mean([low <= 3 <= high for low, high in intervals])
+    assert abs(covered - 0.95) < 5 * math.sqrt(0.95 * 0.05 / 4000)
+
+
+def test_the_interval_over_seeds_is_four_standard_errors_for_three_and_unknown_for_one():
+    mean, (low, high) = over_seeds([1.0, 2.0, 3.0])
+    assert mean == 2
+    assert high - mean == mean - low == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert over_seeds([0.5]) == (0.5, (-math.inf, math.inf))
 
 
 def test_a_difference_is_signed_and_zero_against_itself():

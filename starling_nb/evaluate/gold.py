@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.answerers import FACTUAL
@@ -89,6 +90,15 @@ def mean_and_half(values: np.ndarray) -> tuple[float, float]:
     """
     values = values[~np.isnan(values)]
     return values.mean(), 1.96 * values.std(ddof=1) / np.sqrt(len(values))
+
+
+def over_seeds(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
+    """Mean over (S,) seeds of training, and its 95 % interval by Student's t; infinite for one."""
+    seeds, mean = len(values), float(np.mean(values))
+    if seeds == 1:
+        return mean, (-np.inf, np.inf)
+    half = student_t.ppf(0.975, seeds - 1) * np.std(values, ddof=1) / seeds**0.5
+    return mean, (mean - half, mean + half)
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:

@@ -25,11 +25,12 @@ def finding(
 ) -> None:
     """Record and show a measured answer to a question that was fixed before it was measured.
 
-    interval: (low, high), 95 % unless the question says otherwise.  control: what else could have
-    given the value, and what that gave.  n: the sample's size.  bound: (low, high) in which the
-    value is to lie, None for an open end; `judge` compares.  Raises ValueError for an empty
-    question or control, a number that is not finite, an interval without the value, a sample
-    without members, and a bound that is open at both ends or empty.
+    interval: (low, high), 95 % unless the question says otherwise; infinite at both ends for a
+    single seed.  control: what else could have given the value, and what that gave.  n: the
+    sample's size.  bound: (low, high) in which the value is to lie, None for an open end; `judge`
+    compares.  Raises ValueError for an empty question or control, a number that is not finite, an
+    interval without the value, a sample without members, and a bound that is open at both ends or
+    empty.
     """
     for name, text in (("question", question), ("control", control)):
         if not isinstance(text, str) or not text.strip():
@@ -39,7 +40,8 @@ def finding(
         raise ValueError(f"{where}: expected (low, high), found {interval!r} and {bound!r}")
     value, low, high = (float(x) for x in (value, *interval))
     ends = [None if end is None else float(end) for end in bound]
-    numbers = [value, low, high, *(end for end in ends if end is not None)]
+    unknown = (low, high) == (-math.inf, math.inf)
+    numbers = [value, *(() if unknown else (low, high)), *(end for end in ends if end is not None)]
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{where}: expected finite numbers, found {numbers}")
     if not low <= value <= high:
@@ -48,6 +50,7 @@ def finding(
         raise ValueError(f"{where}, n: expected the number of items measured, found {n!r}")
     if ends == [None, None] or (None not in ends and ends[0] > ends[1]):  # type: ignore[operator]
         raise ValueError(f"{where}, bound: expected (low, high), one end may be None, found {ends}")
+    low, high = (None, None) if unknown else (low, high)  # JSON has no infinity
     record = {"question": question, "value": value, "low": low, "high": high}
     record |= {"control": control, "n": int(n), "bound": ends}
     show(FINDING, record, sentence(record))
@@ -63,6 +66,8 @@ def sentence(record: dict[str, Any]) -> str:
 
 def measured(record: dict[str, Any]) -> str:
     """A finding's value and interval: "+0.73 [+0.62, +0.84]"."""
+    if record["low"] is None:
+        return f"{record['value']:+.3f} [no interval]"
     half = (record["high"] - record["low"]) / 2
     decimals = 1 - math.floor(math.log10(half)) if half else 3
     decimals = min(max(decimals, 0), 6)
