@@ -234,6 +234,12 @@ def test_a_lesson_without_findings_does_not_mention_them(tmp_path):
         assert "exercises" not in shown
 
 
+def test_a_manifest_that_is_being_written_is_passed_over(tmp_path):
+    (tmp_path / ".5a0c.tmp-01_half.manifest.json").write_text('{"lesson": "01_h')
+    rendered(tmp_path, lesson("1"))
+    assert [found["lesson"] for found in gallery.manifests(tmp_path)] == ["00_page"]
+
+
 def test_a_run_of_an_older_version_still_has_its_card(tmp_path):
     rendered(tmp_path, lesson("1"))
     path = tmp_path / "00_page.manifest.json"

@@ -93,7 +93,10 @@ def mean_and_half(values: np.ndarray) -> tuple[float, float]:
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, tuple[float, float]]:
-    """Mean over (S,) seeds of training, and its 95 % interval by Student's t; infinite for one."""
+    """Mean over (S,) seeds of training, and its 95 % interval by Student's t; infinite for one.
+
+    It covers the seeds; prompts that all of them share are held fixed.
+    """
     seeds, mean = len(values), float(np.mean(values))
     if seeds == 1:
         return mean, (-np.inf, np.inf)

@@ -40,7 +40,7 @@ def finding(
         raise ValueError(f"{where}: expected (low, high), found {interval!r} and {bound!r}")
     value, low, high = (float(x) for x in (value, *interval))
     ends = [None if end is None else float(end) for end in bound]
-    unknown = (low, high) == (-math.inf, math.inf)
+    unknown = n == 1 and (low, high) == (-math.inf, math.inf)
     numbers = [value, *(() if unknown else (low, high)), *(end for end in ends if end is not None)]
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"{where}: expected finite numbers, found {numbers}")
@@ -50,8 +50,8 @@ def finding(
         raise ValueError(f"{where}, n: expected the number of items measured, found {n!r}")
     if ends == [None, None] or (None not in ends and ends[0] > ends[1]):  # type: ignore[operator]
         raise ValueError(f"{where}, bound: expected (low, high), one end may be None, found {ends}")
-    low, high = (None, None) if unknown else (low, high)  # JSON has no infinity
-    record = {"question": question, "value": value, "low": low, "high": high}
+    record = {"question": question, "value": value}
+    record |= {"low": None, "high": None} if unknown else {"low": low, "high": high}
     record |= {"control": control, "n": int(n), "bound": ends}
     show(FINDING, record, sentence(record))
 

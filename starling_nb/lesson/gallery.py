@@ -77,9 +77,12 @@ def write_index(folder: Path) -> None:
 
 
 def manifests(folder: Path) -> list[dict[str, Any]]:
-    """The manifests in a run's folder, by lesson; one of an older version has no findings."""
+    """The manifests in a run's folder, by lesson; one of an older version has no findings.
+
+    Names with a dot in front are manifests that are being written, or were when a run was killed.
+    """
     nothing: dict[str, Any] = {"findings": [], "checks": []}
-    return [nothing | read_json(path) for path in sorted(folder.glob("*.manifest.json"))]
+    return [nothing | read_json(path) for path in sorted(folder.glob("[!.]*.manifest.json"))]
 
 
 def card(folder: Path, manifest: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from starling_nb.lesson import anatomy, lint, runner
+from starling_nb.lesson import anatomy, gallery, lint, runner
 from starling_nb.profiles import PROFILES
 from starling_nb.store import read_json, replace_atomically, write_json
 
@@ -115,8 +115,7 @@ def record_measured(run_folder: Path, folder: Path) -> None:
     """
     path = folder / MEASURED
     measured = read_json(path) if path.exists() else {}
-    for manifest_path in sorted(run_folder.glob(f"*{runner.MANIFEST}")):
-        manifest = read_json(manifest_path)
+    for manifest in gallery.manifests(run_folder):
         if manifest["status"] == "ok":
             of_profile = measured.setdefault(manifest["profile"], {})
             of_profile[manifest["lesson"]] = {name: manifest[name] for name in MEASURED_FIELDS}

@@ -111,7 +111,7 @@ def run(
             print(f"{lesson} already done", flush=True)
             tell_findings(manifest)
         waiting = [job for job in planned if job.lesson not in done]
-        there = {path.name.removesuffix(MANIFEST) for path in folder.glob(f"*{MANIFEST}")}
+        there = {manifest["lesson"] for manifest in gallery.manifests(folder)}
         pages = frozenset(there | {job.lesson for job in planned})
         bar = jobs == 1 and sys.stderr.isatty()
         ran = run_all(waiting, Control(folder, pages, timeout, bar), jobs)
@@ -197,9 +197,9 @@ def finished(job: Job, folder: Path) -> dict[str, Any] | None:
 def run_all(waiting: list[Job], control: Control, jobs: int) -> dict[str, dict[str, Any]]:
     """Run the jobs, `jobs` at a time, and return their manifests by lesson.
 
-    Earlier results of theirs are removed first; the gallery and the claims are written anew then
-    and after each. When interrupted, kernels are killed, nothing is recorded of the lessons they
-    ran, and the interruption goes on.
+    Earlier results of all of them are removed first; the gallery and the claims are written anew
+    then and after each. When interrupted, kernels are killed, nothing is recorded of the lessons
+    they ran, and the interruption goes on.
     """
     for job in waiting:
         for suffix in RESULT_SUFFIXES:
