@@ -360,9 +360,20 @@ def test_reduced_changes_the_named_and_restores_bit_for_bit(policy):
     with pytest.raises(RuntimeError, match="stopped"), reduced(policy, {name: 1}):
         raise RuntimeError("stopped")
     assert same(policy, before)
-    with pytest.raises(KeyError, match="no_such"), reduced(policy, {name: 1, "no_such": 1}):
+    unknown = "no matrix 'no_such': expected a name such as 'model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(KeyError, match=unknown), reduced(policy, {name: 1, "no_such": 1}):
         pass
+    for search_for in (
+        lambda: search(policy, [name, "no_such"], [0.1], never),
+        lambda: compose(policy, [(name, 1), ("no_such", 1)], never),
+    ):
+        with pytest.raises(KeyError, match=unknown):
+            search_for()
     assert same(policy, before)
+
+
+def never(policy):
+    raise AssertionError("the criterion was asked")
 
 
 def test_factored_computes_the_same_with_fewer_numbers(policy):
@@ -383,8 +394,11 @@ def test_factored_computes_the_same_with_fewer_numbers(policy):
     with pytest.raises(RuntimeError, match="stopped"), factored(policy, ranks):
         raise RuntimeError("stopped")
     assert same(policy, before)
-    for bad, error in (({name: 33}, ValueError), ({name: 3, "no_such": 1}, KeyError)):
-        with pytest.raises(error), factored(policy, bad):
+    for bad, error, message in (
+        ({name: 33}, ValueError, "rank: expected 1 to 32, found 33"),
+        ({name: 3, "no_such": 1}, KeyError, "no matrix 'no_such'"),
+    ):
+        with pytest.raises(error, match=message), factored(policy, bad):
             pass
     assert same(policy, before)
 

@@ -1,6 +1,6 @@
 """LASER's intervention: a weight matrix replaced by its best approximation of low rank."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -31,6 +31,15 @@ def matrices(policy: PreTrainedModel) -> dict[str, nn.Parameter]:
         if weight.ndim > 2:
             raise ValueError(f"policy: expected 2-D weights, found {name} {tuple(weight.shape)}")
     return found
+
+
+def named(policy: PreTrainedModel, names: Collection[str]) -> dict[str, nn.Parameter]:
+    """Return those of the `matrices`; raise KeyError for a name that none of them has."""
+    weights = matrices(policy)
+    for name in names:
+        if name not in weights:
+            raise KeyError(f"no matrix {name!r}: expected a name such as {next(iter(weights))!r}")
+    return {name: weights[name] for name in names}
 
 
 def rank_of(rho: float, shape: tuple[int, ...]) -> int:
@@ -132,9 +141,9 @@ def reduced(
     Raises KeyError for a name that is not in `matrices`, and ValueError as `factors` does, before
     anything is changed.
     """
-    weights = matrices(policy)
+    weights = named(policy, ranks)
     approximations = {name: approximate(weights[name], rank) for name, rank in ranks.items()}
-    originals = {name: weights[name].detach().clone() for name in ranks}
+    originals = {name: weight.detach().clone() for name, weight in weights.items()}
     try:
         assign(weights, approximations)
         yield policy
@@ -157,7 +166,7 @@ def factored(policy: PreTrainedModel, ranks: Mapping[str, int]) -> Iterator[PreT
     that is not fewer, it is reduced as it stands. The layers are put back after.
     Raises as `reduced` does.
     """
-    weights = matrices(policy)
+    weights = named(policy, ranks)
     thin = {n: r for n, r in ranks.items() if r * sum(weights[n].shape) < weights[n].numel()}
     layers = {name: policy.get_submodule(name.removesuffix(".weight")) for name in thin}
     pairs = {name: thin_layers(cast(nn.Linear, layers[name]), rank) for name, rank in thin.items()}

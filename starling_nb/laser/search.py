@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from starling_nb.data.chat import Conversation, encode
 from starling_nb.device import progress
-from starling_nb.laser.reduce import assign, low_rank, matrices, rank_of, reduced
+from starling_nb.laser.reduce import assign, low_rank, matrices, named, rank_of, reduced
 from starling_nb.laser.scan import Spectrum
 from starling_nb.laser.spectra import snr
 from starling_nb.policy.base import load_policy, save_policy
@@ -68,9 +68,10 @@ def search(
 
     -> the scores (N,) of the policy as it is, and the candidates, best mean first. The best of many
     gains is inflated by the choice (`winners_curse`): report it on items the criterion has not
-    seen.  Source: Sharma et al. 2023 (arXiv 2312.13558).
+    seen.  Raises KeyError for a name that is not in `matrices`.
+    Source: Sharma et al. 2023 (arXiv 2312.13558).
     """
-    weights = matrices(policy)
+    weights = named(policy, names)
     baseline = criterion(policy)
     candidates = []
     for name, rho in progress([(name, rho) for name in names for rho in rhos], desc="LASER search"):
@@ -92,12 +93,14 @@ def compose(
     A reduction that does not raise it is undone bit for bit, and `limit` ends the search after so
     many kept.  The order is the search: `best_first` is LASER's, `last_layers_first` and
     `lowest_snr_first` are laserRMT's.  -> the kept, each with name, rank and the mean score then.
+    Raises KeyError for a name that is not in `matrices`, before anything is changed.
     Source: laser_compose.py of LASER; rmt_laser.py and rmt_laser_snr.py of laserRMT.
     """
-    weights = matrices(policy)
+    order = list(candidates)
+    weights = named(policy, dict(order))
     best = criterion(policy).mean().item()
     kept: list[dict[str, Any]] = []
-    for name, rank in progress(list(candidates), desc="composing"):
+    for name, rank in progress(order, desc="composing"):
         if len(kept) == limit:
             break
         before = weights[name].detach().clone()
